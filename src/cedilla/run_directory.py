@@ -1,0 +1,164 @@
+"""A run is a directory: config, manifest, metrics, predictions, checkpoints, plots, report.
+
+It can be moved, read without Cedilla (YAML, JSON, Parquet), and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cedilla.errors import InputError
+from cedilla.files import sha256, whole_file, write_json, write_text
+from cedilla.version import __version__
+
+LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "scipy", "peft", "pysam")
+
+
+class Run:
+    """The directory of one run of one verb.
+
+    ============================  ==========================================================
+    ``config.yaml``               every argument of the verb, defaults included
+    ``manifest.json``             verb, versions, data hashes, seeds, device, times, counts
+    ``metrics.jsonl``             one JSON object per event, in order of time
+    ``metrics.json``              the results; its presence says that the run is complete
+    ``predictions/NAME.parquet``  id, label, probability, group, seed, fold, …
+    ``checkpoints/{best,last}/``  weights
+    ``plots/``, ``report.html``   written by :mod:`cedilla.report`
+    ============================  ==========================================================
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    @classmethod
+    def start(
+        cls, path: str | Path, *, verb: str, config: Mapping[str, Any], resume: bool = False
+    ) -> Run:
+        """Create the directory, or take up an interrupted run of the same configuration.
+
+        Raises :class:`InputError` when `path` holds a run already and `resume` is false, or
+        when the run there has another configuration.
+        """
+        run = cls(path)
+        config = {k: _plain(v) for k, v in config.items() if k not in ("resume", "dry_run")}
+        if run.path.is_file():
+            raise InputError.one(path, "is a file, not a directory", "choose another --out")
+        if (run.path / "config.yaml").exists():
+            if not resume:
+                raise InputError.one(
+                    path, "holds a run already", "pass --resume, or choose another --out"
+                )
+            before = yaml.safe_load((run.path / "config.yaml").read_text())
+            changed = sorted(
+                k for k in before.keys() | config.keys() if before.get(k) != config.get(k)
+            )
+            if changed:
+                raise InputError.one(
+                    path,
+                    f"holds a run with other settings ({', '.join(changed)})",
+                    "choose another --out",
+                )
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.manifest = {
+            "verb": verb,
+            "version": __version__,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "libraries": {name: installed_version(name) for name in LIBRARIES},
+            "device": "cpu",
+            "data": [],
+        }
+        write_text(run.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        run._write_manifest()
+        return run
+
+    @property
+    def complete(self) -> bool:
+        """Whether the verb ran to its end here."""
+        return (self.path / "metrics.json").exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The effective configuration."""
+        return dict(yaml.safe_load((self.path / "config.yaml").read_text()))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The results of a complete run."""
+        return dict(json.loads((self.path / "metrics.json").read_text()))
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the manifest."""
+        self.manifest.update({key: _plain(value) for key, value in facts.items()})
+        self._write_manifest()
+
+    def note_data(self, path: str | Path, *, role: str, rows: int) -> None:
+        """Add a data file to the manifest, with the hash of its content."""
+        entry = {"role": role, "file": Path(path).name, "sha256": sha256(path), "rows": rows}
+        self.note(data=[*self.manifest["data"], entry])
+
+    def log(self, **event: Any) -> None:
+        """Append an event, such as an epoch's metrics, to ``metrics.jsonl``."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({k: _plain(v) for k, v in event.items()}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events logged so far; a line cut off by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def write_predictions(self, name: str, predictions: pd.DataFrame) -> None:
+        """Write ``predictions/NAME.parquet``."""
+        with whole_file(self.path / "predictions" / f"{name}.parquet") as draft:
+            predictions.to_parquet(draft, index=False)
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Write the results, which marks the run as complete."""
+        self.note(seconds=round(time.monotonic() - self._started, 1))
+        write_json(self.path / "metrics.json", _plain(metrics))
+
+    def _write_manifest(self) -> None:
+        write_json(self.path / "manifest.json", self.manifest)
+
+
+def find_runs(path: str | Path) -> list[Run]:
+    """The complete runs at and below `path`, in order of their start."""
+    runs = []
+    for metrics in sorted(Path(path).rglob("metrics.json")):
+        if (metrics.parent / "manifest.json").exists():
+            run = Run(metrics.parent)
+            run.manifest = json.loads((metrics.parent / "manifest.json").read_text())
+            runs.append(run)
+    return sorted(runs, key=lambda run: (run.manifest["started"], str(run.path)))
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types that YAML and JSON share; NaN becomes null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value != value:
+        return None
+    return value

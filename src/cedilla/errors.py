@@ -47,3 +47,7 @@ def stop_on_errors(problems: Iterable[Problem]) -> None:
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise InputError(errors)
+
+
+class MissingData(InputError):  # noqa: N818 - it names what is missing, as NoData would
+    """Raised when data is neither in a folder, nor in the cache, nor to be downloaded."""

@@ -6,6 +6,7 @@ It can be moved, read without Cedilla (YAML, JSON, Parquet), and resumed.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return None
     return value

@@ -1,0 +1,376 @@
+"""The Nucleotide Transformer, version 1 and 2: the whole model in one file.
+
+Notable about it:
+
+- pre-LayerNorm blocks, ``x = x + Wo·Attn(LN(x))`` then ``x = x + FFN(LN(x))``, and a LayerNorm
+  after the last block, so that the last hidden state is the normalised one;
+- v1: a learned position table whose positions count from ``pad_id + 1``, exact GELU with biases,
+  and token dropout (``<mask>`` embeddings are zeroed and the rest rescaled, in evaluation too);
+- v2: rotary positions in half-split layout, counted from ``<cls>`` = 0, and a bias-free SwiGLU;
+- the output layer is not tied to the input embedding and has a bias;
+- module names are those of Hugging Face's ESM, so that published weights and adapters fit.
+
+Source: Dalla-Torre et al., Nature Methods 2024, and the published configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cedilla.dna.tokenizer import MASK, PAD, SPECIAL
+
+MASK_SHARE_IN_TRAINING = 0.15 * 0.8
+# What Hugging Face configurations hold beside the architecture.
+_IRRELEVANT = {
+    "architectures", "auto_map", "esmfold_config", "initializer_range", "is_folding_model",
+    "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "vocab_list",
+    "_name_or_path", "classifier_dropout", "id2label", "label2id", "problem_type", "bos_token_id",
+    "eos_token_id", "cls_token_id", "hidden_act", "is_decoder", "add_cross_attention",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NTConfig:
+    """The shape of a Nucleotide Transformer, under the names of the published configurations.
+
+    Raises
+    ------
+    ValueError
+        For a head size that is not a whole (for rotary positions, even) number, a vocabulary
+        that is no k-mer vocabulary, or an option that no published model uses.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int = 4107
+    max_position_embeddings: int = 2050
+    position_embedding_type: Literal["absolute", "rotary"] = "rotary"
+    token_dropout: bool = False
+    layer_norm_eps: float = 1e-12
+    emb_layer_norm_before: bool = False
+    tie_word_embeddings: bool = False
+    add_bias_fnn: bool | None = None
+    attention_probs_dropout_prob: float = 0.0
+    hidden_dropout_prob: float = 0.0
+    pad_token_id: int = PAD
+    mask_token_id: int = MASK
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.rotary and self.head_size % 2:
+            raise ValueError(f"head size {self.head_size} is odd; rotary positions need pairs")
+        if self.position_embedding_type not in ("absolute", "rotary"):
+            raise ValueError(f"position_embedding_type {self.position_embedding_type!r} is unknown")
+        if self.emb_layer_norm_before or self.tie_word_embeddings:
+            raise ValueError("emb_layer_norm_before and tie_word_embeddings are not in this family")
+        if (self.pad_token_id, self.mask_token_id) != (PAD, MASK):
+            raise ValueError(f"pad and mask ids must be {PAD} and {MASK}, as in every NT tokenizer")
+        if self.attention_probs_dropout_prob or self.hidden_dropout_prob:
+            raise ValueError(
+                "the family is trained without dropout; adapters and heads have theirs"
+            )
+        _ = self.k, self.version  # the vocabulary is checked by deriving them
+
+    @property
+    def rotary(self) -> bool:
+        """Rotary positions (v2) or a learned table (v1)."""
+        return self.position_embedding_type == "rotary"
+
+    @property
+    def gated(self) -> bool:
+        """A bias-free SwiGLU (v2) or a GELU with biases (v1)."""
+        return self.rotary if self.add_bias_fnn is None else not self.add_bias_fnn
+
+    @property
+    def head_size(self) -> int:
+        """Dimensions per attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def version(self) -> int:
+        """1 or 2: which special tokens the vocabulary begins with."""
+        return self._vocabulary()[0]
+
+    @property
+    def k(self) -> int:
+        """Bases per token."""
+        return self._vocabulary()[1]
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input, ``<cls>`` included: the position table keeps two rows for padding."""
+        return self.max_position_embeddings - 2
+
+    def _vocabulary(self) -> tuple[int, int]:
+        for version, special in SPECIAL.items():
+            for k in range(1, 9):
+                if len(special) + 4**k + 5 == self.vocab_size:
+                    return version, k
+        raise ValueError(f"vocab_size {self.vocab_size} is not 4^k + 5 bases + special tokens")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NTConfig:
+        """Read a ``config.json``. Unknown keys are refused, since they could change the model."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(values.keys() - known - _IRRELEVANT)
+        if unknown:
+            raise ValueError(f"unknown keys: {', '.join(unknown)}")
+        missing = sorted({f.name for f in fields(cls)[:4]} - values.keys())
+        if missing:
+            raise ValueError(f"missing keys: {', '.join(missing)}")
+        return cls(**{key: values[key] for key in values.keys() & known})
+
+
+@dataclass(slots=True)
+class Output:
+    """What a model returns.
+
+    logits (B, L, V); hidden (B, L, D), after the final LayerNorm; hidden_states: the embedding
+    output, then the output of each block, the last one normalised, D wide; attentions: a map
+    (B, H, L, L) per block. The last two are None unless asked for.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class NucleotideTransformer(nn.Module):
+    """The masked language model: encoder and output layer."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.esm = Encoder(config)
+        self.lm_head = MaskedLMHead(config)
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        *,
+        hidden_states: bool = False,
+        attentions: bool = False,
+    ) -> Output:
+        """Run the model on token ids (B, L).
+
+        `mask` (B, L) is true at tokens and false at pads; without one, pads are recognised by
+        their id, so that no token ever attends to one.
+        """
+        hidden, states, maps = self.esm(ids, mask, attentions=attentions)
+        return Output(
+            self.lm_head(hidden),
+            hidden,
+            tuple(states) if hidden_states else None,
+            tuple(maps) if attentions else None,
+        )
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Random weights as before pre-training: N(0, 0.02), biases and pads zero, scales one."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "layer_norm" in name.lower() or "LayerNorm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight[PAD].zero_()
+
+    def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The last hidden state (B, L, D), without the cost of the output layer."""
+        hidden: Tensor = self.esm(ids, mask)[0]
+        return hidden
+
+
+class Encoder(nn.Module):
+    """Embeddings and blocks."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict(
+            {
+                "layer": nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers)),
+                "emb_layer_norm_after": nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
+            }
+        )
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The Transformer blocks, first to last."""
+        return cast(nn.ModuleList, self.encoder["layer"])
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, *, attentions: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """hidden (B, L, D), the hidden state before each block and after the last, the maps."""
+        B, L = ids.size()
+        mask = ids != PAD if mask is None else mask.to(torch.bool)
+        longest = self.config.max_tokens
+        if longest < L:
+            raise ValueError(f"{L} tokens; the model takes {longest}")
+        x = self.embeddings(ids, mask)
+        rotary = self._rotary(L, x.device) if self.config.rotary else None
+        # A full mask is dropped: attention without one takes the faster kernels.
+        keys = None if x.device.type == "cpu" and bool(mask.all()) else mask.view(B, 1, 1, L)
+        states, maps = [x], []
+        for block in self.blocks:
+            x, weights = block(x, keys, rotary, attentions)
+            states.append(x)
+            if attentions:
+                maps.append(weights)
+        states[-1] = x = self.encoder["emb_layer_norm_after"](x)
+        return x, states, maps
+
+    def _rotary(self, L: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (L, head size), in float32 whatever the weights are: bfloat16 angles of far
+        positions would be wrong by whole turns."""
+        half = torch.arange(0, self.config.head_size, 2, device=device, dtype=torch.float32)
+        frequency = 1.0 / 10000.0 ** (half / self.config.head_size)
+        angle = torch.outer(torch.arange(L, device=device, dtype=torch.float32), frequency)
+        angle = torch.cat([angle, angle], dim=-1)
+        return angle.cos(), angle.sin()
+
+
+class Embeddings(nn.Module):
+    """Token embeddings and, in v1, learned positions and token dropout."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        if not config.rotary:
+            self.position_embeddings = nn.Embedding(
+                config.max_position_embeddings,
+                config.hidden_size,
+                padding_idx=config.pad_token_id,
+            )
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x: Tensor = self.word_embeddings(ids)
+        if self.config.token_dropout:
+            masked = ids == self.config.mask_token_id
+            share = (masked & mask).sum(-1) / mask.sum(-1).clamp(min=1)
+            scale = (1 - MASK_SHARE_IN_TRAINING) / (1 - share)
+            x = x.masked_fill(masked.unsqueeze(-1), 0.0) * scale[:, None, None].to(x.dtype)
+        if not self.config.rotary:
+            pad = self.config.pad_token_id
+            real = (ids != pad).long()
+            x = x + self.position_embeddings(real.cumsum(1) * real + pad)
+        return x
+
+
+class Block(nn.Module):
+    """One pre-LayerNorm Transformer block."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        d, f = config.hidden_size, config.intermediate_size
+        self.gated = config.gated
+        self.attention = Attention(config)
+        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        wide = 2 * f if self.gated else f
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(d, wide, bias=not self.gated)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(f, d, bias=not self.gated)})
+
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        want_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(x, keys, rotary, want_weights)
+        x = x + attended
+        h = self.intermediate["dense"](self.LayerNorm(x))
+        if self.gated:
+            gate, value = h.chunk(2, dim=-1)
+            h = F.silu(gate) * value
+        else:
+            h = F.gelu(h)
+        return x + self.output["dense"](h), weights
+
+
+class Attention(nn.Module):
+    """LayerNorm, multi-head self-attention, output projection."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.self = nn.ModuleDict({name: nn.Linear(d, d) for name in ("query", "key", "value")})
+        self.output = nn.ModuleDict({"dense": nn.Linear(d, d)})
+
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        want_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        B, L, D = x.size()
+        h = self.LayerNorm(x)
+        q, k, v = (
+            projection(h).view(B, L, self.heads, D // self.heads).transpose(1, 2)
+            for projection in self.self.values()
+        )  # each (B, H, L, head size)
+        if rotary is not None:
+            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        if want_weights:
+            weights = _attention_weights(q, k, keys)
+            y = weights.to(v.dtype) @ v
+        else:
+            weights = None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.output["dense"](y.transpose(1, 2).reshape(B, L, D)), weights
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head size / 2) of x (B, H, L, head size) by their angles."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def _attention_weights(q: Tensor, k: Tensor, keys: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / √head size) (B, H, L, L), zero on pads."""
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.size(-1))
+    if keys is not None:
+        scores = scores.masked_fill(~keys, -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+class MaskedLMHead(nn.Module):
+    """dense → exact GELU → LayerNorm → untied decoder with a bias of its own name."""
+
+    def __init__(self, config: NTConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.dense = nn.Linear(d, d)
+        self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(d, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = self.layer_norm(F.gelu(self.dense(hidden)))
+        return F.linear(x, self.decoder.weight, self.bias.to(x.dtype))

@@ -6,6 +6,7 @@ with a table is reported at once, by file and record.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
@@ -28,6 +29,7 @@ from cedilla.errors import InputError, Problem, stop_on_errors
 LISTED = 5  # records named per kind of problem; the rest are counted
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
+_MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
 _OTHER_FORMATS = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
     b"BZh": "compressed with bzip2",
@@ -79,9 +81,7 @@ def read_table(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
     Raises :class:`InputError` for a file that is missing, empty, damaged, ragged or not UTF-8.
     """
     path = Path(path)
-    if _first_bytes(path, 4) == _PARQUET:
-        return _read_parquet(path)
-    return _read_delimited(path, _decoded(path), text)
+    return _parse_table(path, _content(path), text)
 
 
 def read_sequences(
@@ -89,7 +89,7 @@ def read_sequences(
     *,
     sequence: str = "sequence",
     label: str | None = "label",
-    id: str | None = None,  # noqa: A002 (the flag that users type)
+    id: str | None = None,
     extra: Sequence[str] = (),
     classes: int | Sequence[str] | None = None,
 ) -> SequenceTable:
@@ -104,10 +104,11 @@ def read_sequences(
     ids that stand twice.
     """
     path = Path(path)
-    if _starts_as_fasta(path):
-        frame, sequence, id = _read_fasta(path), "sequence", "id"
+    content = _content(path)
+    if content.startswith(b">"):
+        frame, sequence, id = _parse_fasta(path), "sequence", "id"
     else:
-        frame = read_table(path, text=[c for c in (sequence, id) if c])
+        frame = _parse_table(path, content, [c for c in (sequence, id) if c])
     wanted = [c for c in (sequence, label, id, *extra) if c]
     stop_on_errors(_missing_columns(frame, wanted, path))
 
@@ -130,44 +131,33 @@ def read_sequences(
     )
 
 
-def _first_bytes(path: Path, n: int) -> bytes:
+def _content(path: Path) -> bytes:
+    """The bytes of the file, decompressed if they are gzip."""
     if not path.exists():
         folder = path.parent
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in folder.iterdir()] if folder.is_dir() else [], n=1
-        )
-        raise InputError.one(
-            path,
-            "does not exist",
-            f"did you mean {folder / near[0]}?" if near else "check the path",
-        )
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        mend = f"did you mean {folder / near[0]}?" if near else "check the path"
+        raise InputError.one(path, "does not exist", mend)
     if path.is_dir():
         raise InputError.one(path, "is a directory", "name a CSV, TSV, Parquet or FASTA file")
     try:
-        with open(path, "rb") as file:
-            head = file.read(n)
+        content = path.read_bytes()
     except PermissionError:
         raise InputError.one(path, "cannot be read", "check its permissions") from None
-    if not head:
+    content = _unzipped(path) if content.startswith(_GZIP) else content
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
         raise InputError.one(path, "is empty", "a header and at least one row are needed")
-    return head
+    return content
 
 
-def _starts_as_fasta(path: Path) -> bool:
-    if _first_bytes(path, 2) != _GZIP:
-        return _first_bytes(path, 1) == b">"
-    return _unzipped(path, limit=1) == b">"
-
-
-def _unzipped(path: Path, *, limit: int | None = None) -> bytes:
+def _unzipped(path: Path) -> bytes:
     chunks: list[bytes] = []
     try:
         with gzip.open(path, "rb") as file:
             # read1 hands out all that could be decompressed before it meets the damage.
-            while chunk := file.read1(limit or 1 << 16):
+            while chunk := file.read1(1 << 16):
                 chunks.append(chunk)
-                if limit:
-                    break
     except (EOFError, zlib.error, gzip.BadGzipFile):
         line = b"".join(chunks).count(b"\n") + 1
         raise InputError.one(
@@ -176,27 +166,27 @@ def _unzipped(path: Path, *, limit: int | None = None) -> bytes:
     return b"".join(chunks)
 
 
-def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
-    if raw.startswith(_GZIP):
-        raw = _unzipped(path)
+def _parse_table(path: Path, content: bytes, text: Collection[str]) -> pd.DataFrame:
+    if content.startswith(_PARQUET):
+        return _parse_parquet(path, content)
     for magic, name in _OTHER_FORMATS.items():
-        if raw.startswith(magic):
+        if content.startswith(magic):
             raise InputError.one(path, f"is {name}", "save it as CSV or TSV in UTF-8, or Parquet")
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise InputError.one(
             f"{path} line {line}", "is not UTF-8 text", "save the file as UTF-8"
         ) from None
+    return _parse_delimited(path, decoded.replace("\r\n", "\n").replace("\r", "\n"), text)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _parse_parquet(path: Path, content: bytes) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).split(". ", 1)[0]
         raise InputError.one(path, f"is damaged Parquet ({reason})", "copy it anew") from None
     if frame.empty:
         raise InputError.one(path, "has no rows", "at least one row is needed")
@@ -207,83 +197,77 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_delimited(path: Path, text: str, verbatim: Collection[str]) -> pd.DataFrame:
-    if not text.strip():
-        raise InputError.one(path, "is empty", "a header and at least one row are needed")
+def _parse_delimited(path: Path, text: str, verbatim: Collection[str]) -> pd.DataFrame:
     head = re.sub(r'"[^"]*"', "", text.lstrip("\n").split("\n", 1)[0])
-    delimiter = max("\t,;", key=head.count)
-    header, lines = _record_lines(path, text, delimiter)
-    frame = pd.read_csv(
-        io.StringIO(text),
-        sep=delimiter,
-        names=header,
-        header=0,
-        index_col=False,
-        skipinitialspace=True,
-        converters=dict.fromkeys(set(verbatim) & set(header), str),
-        low_memory=False,  # a column's type must not depend on where a chunk ends
-        float_precision="round_trip",
-    )
-    frame.index = pd.Index(lines)
+    header, rows, lines = _split(path, text, max("\t,;", key=head.count))
+    columns = {
+        name: pd.Series(values) if name in verbatim else _typed(pd.Series(values, dtype="str"))
+        for name, values in zip(header, zip(*rows, strict=True), strict=True)
+    }
+    frame = pd.DataFrame(columns).set_axis(pd.Index(lines))
     frame.attrs["record"] = "line"
     return frame
 
 
-def _record_lines(path: Path, text: str, delimiter: str) -> tuple[list[str], list[int]]:
-    """The header's names, and the line on which each record starts; ragged rows are refused."""
+def _split(path: Path, text: str, delimiter: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """The header's names, the rows' fields, and the line on which each row starts."""
     limit = csv.field_size_limit(sys.maxsize)  # its default refuses sequences above 131 kb
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    starts: list[int] = []
-    sizes: list[int] = []
-    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
     line = 1
     try:
         for row in reader:
-            start, line = line, reader.line_num + 1
-            if not row or (len(row) == 1 and row[0].isspace()):
-                continue
-            if not header:
-                header = [name.strip() for name in row]
-                continue
-            starts.append(start)
-            sizes.append(len(row))
+            if row:
+                rows.append(row)
+                lines.append(line)
+            line = reader.line_num + 1
     except csv.Error as error:
         raise InputError.one(
             f"{path} line {line}", f"cannot be parsed ({error})", "check its quotation marks"
         ) from None
     finally:
         csv.field_size_limit(limit)
-    stop_on_errors(_check_shape(path, header, starts, sizes))
-    return header, starts
+    header = [name.strip() for name in rows.pop(0)]
+    stop_on_errors(_check_shape(path, header, lines.pop(0), [len(row) for row in rows], lines))
+    return header, rows, lines
+
+
+def _typed(values: pd.Series) -> pd.Series:
+    """Text as integers, floats or booleans where all of it is; missing values as NaN."""
+    present = ~values.isin(_MISSING)
+    numbers = pd.to_numeric(values.where(present), errors="coerce")
+    if bool((numbers.notna() | ~present).all()):
+        return numbers
+    if bool(values.str.casefold().isin(["true", "false"]).all()):
+        return values.str.casefold() == "true"
+    return values.where(present)
 
 
 def _check_shape(
-    path: Path, header: list[str], starts: list[int], sizes: list[int]
+    path: Path, header: list[str], header_line: int, sizes: list[int], lines: list[int]
 ) -> list[Problem]:
-    twice = sorted({name for name in header if header.count(name) > 1})
+    where = f"{path} line {header_line}"
     problems = [
-        Problem(where=f"{path} line 1", what=f"column {name!r} stands twice", mend="rename one")
-        for name in twice
+        Problem(where=where, what=f"column {name!r} stands twice", mend="rename one")
+        for name in sorted({name for name in header if header.count(name) > 1})
     ]
-    if not starts:
-        problems.append(
-            Problem(where=str(path), what="has a header but no rows", mend="at least one is needed")
-        )
+    if not sizes:
+        what, mend = "is a header without rows", "at least one row is needed"
+        problems.append(Problem(where=where, what=what, mend=mend))
     ragged = [i for i, size in enumerate(sizes) if size != len(header)]
     mend = "every row needs one field per column"
-    if ragged and all(sizes[i] == len(header) + 1 for i in range(len(sizes))):
+    if ragged and set(sizes) == {len(header) + 1}:
         mend = "row names written by R? write with row.names = FALSE"
     return problems + listed(
         path,
-        [f"line {starts[i]}" for i in ragged],
+        [f"line {lines[i]}" for i in ragged],
         lambda k: f"has {sizes[ragged[k]]} fields where the header has {len(header)}",
         mend,
     )
 
 
-def _read_fasta(path: Path) -> pd.DataFrame:
-    if _first_bytes(path, 2) == _GZIP:
-        _unzipped(path)  # htslib reports damage without its place
+def _parse_fasta(path: Path) -> pd.DataFrame:
     rows = []
     try:
         with pysam.FastxFile(str(path)) as file:
@@ -308,13 +292,14 @@ def listed(
         Problem(where=f"{path} {record}", what=what(k), mend=mend)
         for k, record in enumerate(records[:LISTED])
     ]
-    more = len(records) - LISTED
-    if more > 0:
-        again = "the same is wrong with"
-        problems.append(
-            Problem(where=str(path), what=f"{again} {more:,} more ({len(records):,} in all)")
-        )
+    if len(records) > LISTED:
+        rest = f"the same holds for {len(records) - LISTED:,} more ({len(records):,} in all)"
+        problems.append(Problem(where=str(path), what=rest))
     return problems
+
+
+def _stripped(values: pd.Series) -> pd.Series:
+    return values.astype("string").str.strip().fillna("")
 
 
 def _records(frame: pd.DataFrame, chosen: np.ndarray) -> list[str]:
@@ -324,39 +309,32 @@ def _records(frame: pd.DataFrame, chosen: np.ndarray) -> list[str]:
 def _missing_columns(frame: pd.DataFrame, wanted: Sequence[str], path: Path) -> list[Problem]:
     columns = [str(c) for c in frame.columns]
     folded = {c.casefold(): c for c in columns}
+    some = "its columns: " + ", ".join(columns[:12]) + (", …" if len(columns) > 12 else "")
     problems = []
     for name in dict.fromkeys(wanted):
-        if name in frame.columns:
-            continue
-        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
-        hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-        some = ", ".join(columns[:12]) + (", …" if len(columns) > 12 else "")
-        problems.append(
-            Problem(
-                where=str(path), what=f"has no column {name!r}", mend=f"{hint}its columns: {some}"
-            )
-        )
+        if name not in columns:
+            near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.4)
+            mend = f"did you mean {folded[near[0]]!r}? {some}" if near else some
+            what = f"has no column {name!r}"
+            problems.append(Problem(where=str(path), what=what, mend=mend))
     return problems
 
 
 def _check_sequences(
     frame: pd.DataFrame, column: str, path: Path
 ) -> tuple[list[str], list[Problem], list[Problem]]:
-    raw = ["" if pd.isna(value) else str(value).strip() for value in frame[column]]
+    raw = _stripped(frame[column]).tolist()
     empty = np.array([not value for value in raw])
-    wrong = [first_forbidden(value) for value in raw]
-    forbidden = np.flatnonzero([at is not None for at in wrong])
-
-    def describe(k: int) -> str:
-        row = forbidden[k]
-        at = wrong[row] or 0
-        return f"{raw[row][at]!r} at position {at + 1} of {column!r} is no nucleotide code"
-
+    first = [first_forbidden(value) for value in raw]
+    found = [(value[at], at + 1) for value, at in zip(raw, first, strict=True) if at is not None]
     problems = listed(
         path, _records(frame, empty), lambda _: "the sequence is empty", "fill it or drop the row"
     )
     problems += listed(
-        path, _records(frame, forbidden), describe, "use A, C, G, T, N or another IUPAC code"
+        path,
+        _records(frame, np.array([at is not None for at in first])),
+        lambda k: "{!r} at position {} is no nucleotide code".format(*found[k]),
+        "use A, C, G, T, N or another IUPAC code",
     )
     return [clean(value) for value in raw], problems, _ambiguity(frame, raw, path)
 
@@ -378,53 +356,54 @@ def _check_ids(
 ) -> tuple[list[str], list[Problem]]:
     if column is None:
         return [str(number) for number in frame.index], []
-    ids = frame[column].fillna("").astype(str).str.strip()
-    empty = (ids == "").to_numpy()
-    twice = np.flatnonzero(ids.duplicated().to_numpy() & ~empty)
-    values = ids.tolist()
+    ids = _stripped(frame[column])
+    empty = (ids == "").to_numpy(dtype=bool)
+    twice = ids.duplicated().to_numpy() & ~empty
+    again = ids[twice].tolist()
     problems = listed(path, _records(frame, empty), lambda _: "the id is empty", "name the record")
     problems += listed(
         path,
         _records(frame, twice),
-        lambda k: f"the id {values[twice[k]]!r} stands further up already",
+        lambda k: f"the id {again[k]!r} stands further up already",
         "make the ids unique",
     )
-    return values, problems
+    return ids.tolist(), problems
 
 
 def _check_labels(
     frame: pd.DataFrame, column: str, classes: int | Sequence[str] | None, path: Path
 ) -> tuple[np.ndarray, list[str] | None, list[Problem]]:
-    values = frame[column]
-    spelled = values.astype("string").str.strip().fillna("")
-    numbers = pd.to_numeric(spelled if values.dtype != bool else values, errors="coerce")
-    numbers = numbers.astype("float64").to_numpy(na_value=np.nan)
-    missing = (spelled == "").to_numpy()
-    names = None
-    if isinstance(classes, int) or (classes is None and np.isfinite(numbers).any()):
-        top = classes or np.inf
-        wrong = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers % 1 == 0) & (numbers < top))
-        mend = f"use integers from 0 to {classes - 1}" if classes else "use integers from 0"
-    else:
-        names = sorted(set(spelled[~missing])) if classes is None else [str(c) for c in classes]
-        numbers = pd.Categorical(spelled, categories=names).codes.astype("float64")
-        wrong = numbers < 0
-        mend = f"the classes are {', '.join(names)}"
-    odd = np.flatnonzero(wrong & ~missing)
+    spelled = _stripped(frame[column])
+    missing = (spelled == "").to_numpy(dtype=bool)
+    labels, names = _numbered(spelled, classes)
+    wrong = (labels < 0) & ~missing
+    unusable = spelled[wrong].tolist()
+    top = f" to {classes - 1}" if isinstance(classes, int) else ""
+    mend = f"the classes are {', '.join(names)}" if names else f"use integers from 0{top}"
     problems = listed(
         path, _records(frame, missing), lambda _: "the label is missing", "fill it or drop the row"
     )
     problems += listed(
-        path, _records(frame, odd), lambda k: f"label {spelled.iloc[odd[k]]!r} is not usable", mend
+        path, _records(frame, wrong), lambda k: f"label {unusable[k]!r} is not usable", mend
     )
-    found = np.unique(numbers[~(wrong | missing)])
-    if len(found) == 1 and not problems:
-        only = spelled.iloc[0]
-        problems = [
-            Problem(
-                where=str(path),
-                what=f"column {column!r} has one class only ({only}, {len(frame):,} rows)",
-                mend="at least two classes are needed to learn or to measure anything",
-            )
-        ]
-    return np.where(wrong | missing, -1, numbers).astype(np.int64), names, problems
+    if not unusable and len(set(spelled[~missing])) == 1:
+        what = f"column {column!r} has one class only ({spelled[~missing].iloc[0]})"
+        mend = "at least two classes are needed to learn or to measure anything"
+        problems.append(Problem(where=str(path), what=what, mend=mend))
+    return labels, names, problems
+
+
+def _numbered(
+    spelled: pd.Series, classes: int | Sequence[str] | None
+) -> tuple[np.ndarray, list[str] | None]:
+    """Class numbers, -1 where a label is none, and the names if labels are names."""
+    integers = pd.to_numeric(spelled.replace({"True": "1", "False": "0"}), errors="coerce")
+    numbers = integers.to_numpy(dtype=np.float64, na_value=np.nan)
+    # One number among the labels is enough: a column of integers with a slip is no set of names.
+    if isinstance(classes, int) or (classes is None and np.isfinite(numbers).any()):
+        top = classes or np.iinfo(np.int64).max
+        usable = np.isfinite(numbers) & (numbers >= 0) & (numbers % 1 == 0) & (numbers < top)
+        return np.where(usable, numbers, -1).astype(np.int64), None
+    names = sorted(set(spelled) - {""}) if classes is None else [str(c) for c in classes]
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number.get(name, -1) for name in spelled], dtype=np.int64), names

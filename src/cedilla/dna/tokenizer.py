@@ -60,8 +60,7 @@ class Tokenizer:
         self.version = version
         self.max_tokens = max_tokens
         self.special = SPECIAL[version]
-        self._first_kmer = len(self.special)
-        self._first_base = self._first_kmer + 4**k
+        self._first_base = len(self.special) + 4**k
         self._weights = (4 ** np.arange(k - 1, -1, -1)).astype(np.int32)
 
     @classmethod
@@ -78,6 +77,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self._first_base + 5
+
+    def kmer_ids(self, letters: np.ndarray) -> np.ndarray:
+        """Ids (…) int32 of k-mers given as ASCII codes of A, C, G, T (…, k)."""
+        ids: np.ndarray = _DIGIT[letters] @ self._weights + len(self.special)
+        return ids
 
     def tokenize(self, sequence: str) -> list[str]:
         """The tokens of one sequence, as text, ``<cls>`` first."""
@@ -166,7 +170,7 @@ class Tokenizer:
         n = len(digits) // self.k
         ids = np.empty(n + len(digits) % self.k, dtype=np.int32)
         kmers = digits[: n * self.k].reshape(n, self.k)
-        ids[:n] = kmers @ self._weights + self._first_kmer
+        ids[:n] = kmers @ self._weights + len(self.special)
         ids[n:] = digits[n * self.k :] + np.int32(self._first_base)
         return ids
 

@@ -337,7 +337,9 @@ class Attention(nn.Module):
         )  # each (B, H, L, head size)
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
-        if want_weights:
+        # On a CPU the backward pass of the fused kernel is several times slower than its parts.
+        training_on_cpu = q.requires_grad and q.device.type == "cpu"
+        if want_weights or training_on_cpu:
             weights = _attention_weights(q, k, keys)
             y = weights.to(v.dtype) @ v
         else:

@@ -1,0 +1,144 @@
+"""The complete runs under some directories, each read once, with what is unfinished or broken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cedilla.errors import Problem, stop_on_errors
+from cedilla.run_directory import Run, find_runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One complete run: what it was told, what it noted, what came out."""
+
+    name: str
+    run: Run
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @property
+    def verb(self) -> str:
+        return str(self.run.manifest.get("verb", "run"))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its methylation came from ``methylation simulate``."""
+        return bool(self.run.manifest.get("synthetic"))
+
+    @property
+    def model(self) -> str:
+        return str(self.metrics.get("model", "unnamed model"))
+
+    def predictions(self, split: str) -> pd.DataFrame | None:
+        """``predictions/SPLIT.parquet``, or None where the run left none."""
+        path = self.run.path / "predictions" / f"{split}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The epochs logged, in order; empty for a model that has none, such as k-mers."""
+        return [event for event in self.run.events() if event.get("event") == "epoch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """All that a report is made from.
+
+    parents: manifests of the directories that hold several runs, with their title and what
+        they left out.
+    unfinished: names of runs that were begun and have no results.
+    """
+
+    results: Sequence[Result]
+    parents: Sequence[Mapping[str, Any]]
+    unfinished: Sequence[str]
+
+    def of(self, verb: str) -> list[Result]:
+        return [result for result in self.results if result.verb == verb]
+
+
+def gather(roots: Sequence[Path]) -> Gathered:
+    """Read the runs at and below `roots`.
+
+    A run inside a complete run is a part of it and is not listed on its own.
+
+    Raises :class:`InputError` naming every directory that is absent or holds no complete run,
+    and every file that cannot be read.
+    """
+    stop_on_errors(problem for root in roots for problem in _problems(root))
+    results: dict[Path, Result] = {}
+    parents: list[Mapping[str, Any]] = []
+    unfinished: list[str] = []
+    for root in roots:
+        runs = find_runs(root)
+        whole = {run.path for run in runs}
+        outer = [run for run in runs if not whole & set(run.path.parents)]
+        for run in outer:
+            name = _name(run.path, root, several=len(roots) > 1)
+            results.setdefault(run.path.resolve(), _read(run, name))
+        for path, manifest in _others(root, whole):
+            if _holds(path, whole):
+                parents.append(manifest)
+            else:
+                unfinished.append(_name(path, root, several=len(roots) > 1))
+    return Gathered(results=list(results.values()), parents=parents, unfinished=unfinished)
+
+
+def _read(run: Run, name: str) -> Result:
+    config = run.config if (run.path / "config.yaml").exists() else {}
+    return Result(name=name, run=run, config=config, metrics=run.metrics)
+
+
+def _others(root: Path, whole: set[Path]) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Directories with a manifest that are neither complete runs nor inside one."""
+    paths = [file.parent for file in sorted(root.rglob("manifest.json"))]
+    paths = [path for path in paths if path not in whole and not whole & set(path.parents)]
+    return [(path, json.loads((path / "manifest.json").read_text())) for path in paths]
+
+
+def _holds(path: Path, whole: set[Path]) -> bool:
+    return any(path in run.parents for run in whole)
+
+
+def _name(path: Path, root: Path, *, several: bool) -> str:
+    inside = path.relative_to(root).parts
+    return "/".join([root.resolve().name, *inside] if several or not inside else inside)
+
+
+def _problems(root: Path) -> list[Problem]:
+    """What stops `root` from being read: absent, empty, or with files that are not whole."""
+    if not root.is_dir():
+        return [Problem(where=str(root), what="is not a directory", mend="give a run directory")]
+    parsers: dict[str, Callable[[str], Any]] = {
+        "metrics.json": json.loads,
+        "manifest.json": json.loads,
+        "config.yaml": yaml.safe_load,
+    }
+    files = [(file, parse) for name, parse in parsers.items() for file in root.rglob(name)]
+    broken = [problem for file, parse in files for problem in _unreadable(file, parse)]
+    if broken:
+        return broken
+    if not find_runs(root):
+        mend = "give the --out directory of a run that finished, such as one of `cedilla finetune`"
+        return [Problem(where=str(root), what="holds no complete run", mend=mend)]
+    return []
+
+
+def _unreadable(file: Path, parse: Callable[[str], Any]) -> list[Problem]:
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        what = f"cannot be read ({str(error).splitlines()[0]})"
+    else:
+        if isinstance(content, dict):
+            return []
+        what = "does not hold names with values"
+    return [Problem(where=str(file), what=what, mend="repeat that run")]
+

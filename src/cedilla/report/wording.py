@@ -1,0 +1,55 @@
+"""Numbers as a reader wants them: three decimals, true minus signs, counts with separators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MISSING = "–"
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """``0.987``, with a true minus sign, or a dash for what is not there."""
+    if value is None:
+        return MISSING
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """``+0.012`` or ``−0.012``."""
+    text = decimal(value, digits)
+    return text if text[0] in "−–" or float(text) == 0 else f"+{text}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """``0.950 to 0.990``."""
+    return f"{decimal(bounds[0])} to {decimal(bounds[1])}" if bounds else ""
+
+
+def p_value(value: float | None) -> str:
+    """``0.034``, or ``< 0.001``."""
+    return "< 0.001" if value is not None and value < 0.001 else decimal(value)
+
+
+def count(value: float | None) -> str:
+    """``5,920``."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,36 @@
+"""The state of a training run on disk, whole or absent, without pickles that can run code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cedilla.files import whole_file
+
+
+def save_state(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, **progress: Any
+) -> None:
+    """Write the weights, the optimiser's state and plain facts such as ``step=100``."""
+    state = {
+        "model": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
+        "optimiser": optimiser.state_dict(),
+        "progress": progress,
+        "rng": torch.get_rng_state(),
+    }
+    with whole_file(path / "state.pt") as draft:
+        torch.save(state, draft)
+
+
+def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Restore what `save_state` wrote, if anything; returns the step to go on from."""
+    if not (path / "state.pt").exists():
+        return 0
+    state = torch.load(path / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"], strict=False)
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["rng"])
+    return int(state["progress"]["step"])

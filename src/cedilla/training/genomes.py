@@ -1,0 +1,136 @@
+"""Random windows of genomes as token ids, for masked-language-model pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pysam
+import torch
+
+from cedilla.dna import alphabet
+from cedilla.dna.tokenizer import CLS, MASK, Tokenizer
+from cedilla.errors import InputError
+
+_N = alphabet.BASES.index("N")
+
+
+@dataclass(frozen=True, slots=True)
+class Genome:
+    """The contigs of a FASTA file, as ``uint8`` codes, and how often to draw from it."""
+
+    name: str
+    contigs: tuple[np.ndarray, ...]
+    weight: float
+
+    @property
+    def known(self) -> int:
+        """Bases that are not N."""
+        return sum(int((contig != _N).sum()) for contig in self.contigs)
+
+
+def read_genomes(sources: Sequence[str]) -> list[Genome]:
+    """Read FASTA files (plain or gzip), given as ``PATH`` or ``PATH=WEIGHT``.
+
+    Without a weight, a genome is drawn in proportion to its known bases.
+    """
+    genomes = []
+    for source in sources:
+        path, _, weight = source.partition("=")
+        if not Path(path).is_file():
+            raise InputError.one(path, "not found", "name a FASTA file")
+        with pysam.FastxFile(path) as file:
+            contigs = tuple(
+                alphabet.encode(alphabet.clean(record.sequence or "")) for record in file
+            )
+        genome = Genome(Path(path).name, contigs, 0.0)
+        if genome.known == 0:
+            raise InputError.one(path, "holds no bases", "is it a FASTA file?")
+        share = float(weight) if weight else float(genome.known)
+        genomes.append(Genome(genome.name, contigs, share))
+    return genomes
+
+
+def split(genomes: Sequence[Genome], share: float) -> tuple[list[Genome], list[Genome]]:
+    """Cut the last `share` of every contig off for validation."""
+    parts: tuple[list[Genome], list[Genome]] = ([], [])
+    for genome in genomes:
+        cuts = [round(len(contig) * (1 - share)) for contig in genome.contigs]
+        for part, contigs in zip(
+            parts,
+            (
+                tuple(c[:cut] for c, cut in zip(genome.contigs, cuts, strict=True)),
+                tuple(c[cut:] for c, cut in zip(genome.contigs, cuts, strict=True)),
+            ),
+            strict=True,
+        ):
+            part.append(Genome(genome.name, contigs, genome.weight))
+    return parts
+
+
+class WindowSampler:
+    """Draws windows without N, on either strand, in proportion to the genomes' weights."""
+
+    def __init__(self, genomes: Sequence[Genome], *, length: int) -> None:
+        self.length = length
+        self.contigs = [c for g in genomes for c in g.contigs if len(c) >= length]
+        if not self.contigs:
+            raise InputError.one("genomes", f"no contig has {length:,} bases", "shorten the window")
+        weights = np.concatenate(
+            [
+                g.weight * len(c) / sum(map(len, g.contigs)) * np.ones(1)
+                for g in genomes
+                for c in g.contigs
+                if len(c) >= length
+            ]
+        )
+        self.weights = weights / weights.sum()
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n windows (n, length) of codes; a window with an N is drawn again."""
+        windows = np.empty((n, self.length), dtype=np.uint8)
+        filled = 0
+        for _ in range(10_000):
+            contig = self.contigs[rng.choice(len(self.contigs), p=self.weights)]
+            start = rng.integers(0, len(contig) - self.length + 1)
+            window = contig[start : start + self.length]
+            if (window == _N).any():
+                continue
+            windows[filled] = (3 - window[::-1]) if rng.random() < 0.5 else window
+            filled += 1
+            if filled == n:
+                return windows
+        raise InputError.one("genomes", "hardly a window is free of N", "shorten the window")
+
+
+def tokens_of(windows: np.ndarray, tokenizer: Tokenizer) -> torch.Tensor:
+    """Windows (B, k·n) of codes as token ids (B, 1 + n), ``<cls>`` first."""
+    B, length = windows.shape
+    letters = np.frombuffer(alphabet.BASES.encode(), dtype=np.uint8)[windows]
+    ids = tokenizer.kmer_ids(letters.reshape(B, length // tokenizer.k, tokenizer.k))
+    return torch.from_numpy(np.pad(ids.astype(np.int64), ((0, 0), (1, 0)), constant_values=CLS))
+
+
+def mask_tokens(
+    ids: torch.Tensor, tokenizer: Tokenizer, rng: np.random.Generator, *, share: float = 0.15
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Corrupt `share` of the tokens: 80 % to ``<mask>``, 10 % to another k-mer, 10 % kept.
+
+    Returns
+    -------
+    corrupted ids (B, L), chosen (B, L) bool, and masked (B, L) bool: those of the chosen that
+    became ``<mask>``, on which alone a loss can be compared between models.
+    """
+    chosen = torch.from_numpy(rng.random(ids.shape) < share)
+    chosen[:, 0] = False
+    fate = torch.from_numpy(rng.random(ids.shape))
+    masked = chosen & (fate < 0.8)
+    random = chosen & (fate >= 0.8) & (fate < 0.9)
+    first, count = len(tokenizer.special), 4**tokenizer.k
+    # A shift of at least one and less than all never gives the token itself.
+    shift = torch.from_numpy(rng.integers(1, count, ids.shape))
+    corrupted = ids.masked_fill(masked, MASK)
+    corrupted = torch.where(random, (ids - first + shift) % count + first, corrupted)
+    return corrupted, chosen, masked

@@ -116,7 +116,7 @@ class Tokenizer:
         rows = self.encode_ragged(sequences)
         if truncate:
             rows = [row[: self.max_tokens] for row in rows]
-        self._refuse_long(rows)
+        self.refuse_long(rows)
         return pad(rows)
 
     def encode_ragged(self, sequences: Sequence[str]) -> list[np.ndarray]:
@@ -174,7 +174,8 @@ class Tokenizer:
         ids[n:] = digits[n * self.k :] + np.int32(self._first_base)
         return ids
 
-    def _refuse_long(self, rows: Sequence[np.ndarray]) -> None:
+    def refuse_long(self, rows: Sequence[np.ndarray]) -> None:
+        """Raise :class:`InputError` naming every row that has more than `max_tokens` tokens."""
         stop_on_errors(
             Problem(
                 where=f"sequence {number}",

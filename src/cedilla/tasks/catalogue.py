@@ -122,13 +122,11 @@ HM27 = Source(
     citation="Illumina HumanMethylation27; The ENCODE Project Consortium 2012, Nature 489:57",
 )
 
-_HUMAN, _MOUSE, _YEAST = "Homo sapiens", "Mus musculus", "Saccharomyces cerevisiae"
-
 # By the beginning of the task's name.
 FAMILIES = {
     "EMP/": Family(
         about="histone marks of yeast",
-        organism=_YEAST,
+        organism="yeast",
         cpg_methylation=False,
         classes=2,
         length=500,
@@ -137,7 +135,7 @@ FAMILIES = {
     ),
     "prom/prom_300": Family(
         about="promoters",
-        organism=_HUMAN,
+        organism="human",
         cpg_methylation=True,
         classes=2,
         length=300,
@@ -146,7 +144,7 @@ FAMILIES = {
     ),
     "prom/prom_core": Family(
         about="core promoters",
-        organism=_HUMAN,
+        organism="human",
         cpg_methylation=True,
         classes=2,
         length=70,
@@ -155,7 +153,7 @@ FAMILIES = {
     ),
     "tf/": Family(
         about="transcription factor binding",
-        organism=_HUMAN,
+        organism="human",
         cpg_methylation=True,
         classes=2,
         length=101,
@@ -164,7 +162,7 @@ FAMILIES = {
     ),
     "mouse/": Family(
         about="transcription factor binding",
-        organism=_MOUSE,
+        organism="mouse",
         cpg_methylation=True,
         classes=2,
         length=101,
@@ -173,7 +171,7 @@ FAMILIES = {
     ),
     "splice/": Family(
         about="splice sites",
-        organism=_HUMAN,
+        organism="human",
         cpg_methylation=True,
         classes=3,
         length=400,
@@ -191,7 +189,7 @@ FAMILIES = {
     ),
     "methylation/": Family(
         about="array CpGs with betas and GM12878 peaks",
-        organism=_HUMAN,
+        organism="human",
         cpg_methylation=True,
         classes=2,
         length=122,

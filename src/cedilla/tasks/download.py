@@ -37,11 +37,11 @@ _CHUNK = 1 << 16
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """A download broke off for a reason that may pass."""
 
 
-class _Unavailable(Exception):
+class _UnavailableError(Exception):
     """A download that further attempts will not bring."""
 
 
@@ -62,8 +62,8 @@ def locate(task: str | Task, split: str, *, data_dir: str | Path | None = None) 
         check(found[1], file)
         return found[1]
     try:
-        return fetch(file, cache_dir() / file.path)
-    except _Unavailable as reason:
+        return _download(file, cache_dir() / file.path)
+    except _UnavailableError as reason:
         _missing(task, file, data_dir, str(reason))
 
 
@@ -110,23 +110,23 @@ def check(path: Path, file: DataFile) -> None:
         )
 
 
-def fetch(file: DataFile, target: Path) -> Path:
+def _download(file: DataFile, target: Path) -> Path:
     """Download a file to `target`: resumed where it broke off, checked, whole or not at all.
 
     Raises :class:`InputError` where the source serves something else or `target` cannot be
     written; what arrived before an interruption stays in ``TARGET.part``.
     """
     if os.environ.get("CEDILLA_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
-        raise _Unavailable("CEDILLA_OFFLINE is set")
+        raise _UnavailableError("CEDILLA_OFFLINE is set")
     if file.url is None:
-        raise _Unavailable("it has no public address")
+        raise _UnavailableError("it has no public address")
     if urlsplit(file.url).scheme not in ("http", "https", "file"):
-        raise _Unavailable(f"{file.url} is neither http, https nor file")
+        raise _UnavailableError(f"{file.url} is neither http, https nor file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _sole_writer(target):
             if not target.exists():
-                _fetch(file, file.url, target)
+                _retry(file, file.url, target)
     except OSError as error:
         raise InputError.one(
             target.parent,
@@ -164,31 +164,26 @@ def data_list(*, data_dir: str | Path | None = None) -> None:
     data_dir
         A folder to look in first, before CEDILLA_DATA and the cache.
     """
-    table = Table(
-        caption="`cedilla data get TASK` downloads a task. Rows are those of train, dev and test."
-    )
-    for heading in ("task", "what", "organism"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("bp", "classes", "rows"):
-        table.add_column(heading, justify="right")
-    table.add_column("metric")
-    table.add_column("found", overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "organism", "rows", "bp", "metric", "found"):
+        table.add_column(heading, justify="right" if heading in ("rows", "bp") else "left")
     for task in tasks():
-        rows = " / ".join(f"{file.rows:,}" for file in task.files)
-        size = (str(task.length), str(task.classes), rows)
+        rows = "/".join(str(file.rows) for file in task.files)
         found = _where(task, data_dir)
-        table.add_row(task.name, task.about, task.organism, *size, task.metric, found)
-    Console().print(table)
+        table.add_row(task.name, task.organism, rows, str(task.length), task.metric, found)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(
+        "\nRows are those of train/dev/test. `cedilla data get TASK` fetches a task.", style="dim"
+    )
 
 
 def _where(task: Task, data_dir: str | Path | None) -> str:
-    splits: dict[str, list[str]] = {}
-    for file in task.files:
-        found = find_local(file, data_dir=data_dir)
-        splits.setdefault(found[0] if found else "not here", []).append(file.split)
-    if len(splits) == 1:
-        return next(iter(splits))
-    return "; ".join(f"{place}: {', '.join(names)}" for place, names in splits.items())
+    """Such as ``cache``, or ``CEDILLA_DATA, no train``."""
+    found = {file.split: find_local(file, data_dir=data_dir) for file in task.files}
+    places = dict.fromkeys(place_and_path[0] for place_and_path in found.values() if place_and_path)
+    absent = [f"no {split}" for split, place_and_path in found.items() if not place_and_path]
+    return ", ".join([*places, *absent]) if places else "not here"
 
 
 def _places(data_dir: str | Path | None) -> list[tuple[str, Path]]:
@@ -242,15 +237,15 @@ def _sole_writer(target: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(file: DataFile, url: str, target: Path) -> None:
+def _retry(file: DataFile, url: str, target: Path) -> None:
     # Not `whole_file`: a part must outlive an interruption to be taken up again.
     part = target.with_name(target.name + ".part")
     for wait in (*BACKOFF, None):
         try:
             _attempt(file, url, part)
-        except _Interrupted as reason:
+        except _InterruptedError as reason:
             if wait is None:
-                raise _Unavailable(f"{url}: {reason}") from None
+                raise _UnavailableError(f"{url}: {reason}") from None
             time.sleep(wait)
         else:
             os.replace(part, target)
@@ -268,7 +263,7 @@ def _attempt(file: DataFile, url: str, part: Path) -> None:
         return
     part.unlink()
     if resumed:
-        raise _Interrupted("the resumed download had a wrong hash, so it starts anew")
+        raise _InterruptedError("the resumed download had a wrong hash, so it starts anew")
     raise InputError.one(
         url,
         f"serves something else than {file.task} {file.split}: its {kind} is {found}, "
@@ -286,7 +281,7 @@ def _transfer(file: DataFile, url: str, part: Path) -> None:
         start = have if _continues(response, have) else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        if total and file.bytes and total != file.bytes:
+        if total is not None and file.bytes and total != file.bytes:
             raise InputError.one(
                 url,
                 f"announces {total:,} bytes, where the catalogue has {file.bytes:,}",
@@ -296,7 +291,7 @@ def _transfer(file: DataFile, url: str, part: Path) -> None:
             _copy(response, out, f"{file.task} {file.split}", start, total)
     received = part.stat().st_size
     if total is not None and received < total:
-        raise _Interrupted(f"broke off at {received:,} of {total:,} bytes")
+        raise _InterruptedError(f"broke off at {received:,} of {total:,} bytes")
 
 
 @contextmanager
@@ -317,15 +312,15 @@ def _open(url: str, have: int) -> Iterator[http.client.HTTPResponse | None]:
             return
         reason = f"HTTP {error.code} {error.reason}"
         if error.code in _TRY_AGAIN:
-            raise _Interrupted(reason) from None
-        raise _Unavailable(f"{url}: {reason}") from None
+            raise _InterruptedError(reason) from None
+        raise _UnavailableError(f"{url}: {reason}") from None
     except urllib.error.URLError as error:
         # No name, no route, no valid certificate: what will not pass in seconds.
         if isinstance(error.reason, ConnectionError):
-            raise _Interrupted(str(error.reason)) from None
-        raise _Unavailable(f"{url}: {error.reason}") from None
+            raise _InterruptedError(str(error.reason)) from None
+        raise _UnavailableError(f"{url}: {error.reason}") from None
     except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
-        raise _Interrupted(f"{type(error).__name__}: {error}") from None
+        raise _InterruptedError(f"{type(error).__name__}: {error}") from None
 
 
 def _continues(response: http.client.HTTPResponse, have: int) -> bool:

@@ -35,8 +35,8 @@ def published(task: str | Task) -> pd.DataFrame:
     Columns: task, model, metric (``mcc`` or ``f1``), value (as printed, × 100), value_0to1, paper,
     table, protocol (how the model was trained and chosen).
     """
-    name = _as_task(task).name
-    rows = _table().query("task == @name")
+    table = _table()
+    rows = table[table["task"] == _as_task(task).name]
     return rows.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 

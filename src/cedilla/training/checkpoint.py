@@ -34,3 +34,9 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     return int(state["progress"]["step"])
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Restore the trained weights alone."""
+    state = torch.load(path / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"], strict=False)

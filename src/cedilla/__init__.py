@@ -1,0 +1,120 @@
+"""Cedilla: DNA language models that read methylation.
+
+Every verb of the command line is a function here: ``cedilla finetune --train a.csv --out DIR`` is
+``cedilla.finetune(train="a.csv", out="DIR")``. Names are imported when they are first used, so
+that ``import cedilla`` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from cedilla.version import __version__
+
+if TYPE_CHECKING:
+    from cedilla.config import run
+    from cedilla.demo import demo
+    from cedilla.dna.tokenizer import Tokenizer
+    from cedilla.doctor import doctor
+    from cedilla.evaluation.compare import compare
+    from cedilla.evaluation.evaluate import evaluate
+    from cedilla.methylation.check import MethylationDataValidator, check
+    from cedilla.methylation.simulate import simulate
+    from cedilla.models.zoo import load
+    from cedilla.report.report import report
+    from cedilla.training.finetune import finetune
+    from cedilla.training.pretrain import pretrain
+
+T = TypeVar("T")
+
+_HOMES = {
+    "MethylationDataValidator": "cedilla.methylation.check",
+    "Tokenizer": "cedilla.dna.tokenizer",
+    "check": "cedilla.methylation.check",
+    "compare": "cedilla.evaluation.compare",
+    "demo": "cedilla.demo",
+    "doctor": "cedilla.doctor",
+    "evaluate": "cedilla.evaluation.evaluate",
+    "finetune": "cedilla.training.finetune",
+    "load": "cedilla.models.zoo",
+    "pretrain": "cedilla.training.pretrain",
+    "report": "cedilla.report.report",
+    "run": "cedilla.config",
+    "simulate": "cedilla.methylation.simulate",
+}
+
+__all__ = [
+    "MethylationDataValidator",
+    "Tokenizer",
+    "__version__",
+    "check",
+    "compare",
+    "demo",
+    "doctor",
+    "evaluate",
+    "finetune",
+    "load",
+    "pretrain",
+    "report",
+    "run",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cedilla' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value = as_called(value) if inspect.isfunction(value) else value
+    return value
+
+
+def as_called(function: Callable[..., T]) -> Callable[..., T]:
+    """`function` with the lenience of the command line.
+
+    A path may be a string, and several names may be one string with commas: ``dev="chr7,chr10"``.
+    """
+    signature = inspect.signature(function)
+    hints = get_type_hints(function)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> T:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if isinstance(value, str):
+                bound.arguments[name] = _meant(value, hints.get(name))
+        return function(*bound.args, **bound.kwargs)
+
+    return called
+
+
+def _meant(text: str, hint: Any) -> Any:
+    if hint in (Path, Path | None):
+        return Path(text)
+    if hint == Sequence[Path]:
+        return (Path(text),)
+    if hint == tuple[str, ...]:
+        return tuple(word.strip() for word in text.split(","))
+    return text
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing ``cedilla.report.page`` must not turn ``cedilla.report`` from verb to module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 Severity = Literal["error", "warning", "note"]
 
@@ -37,7 +37,7 @@ class InputError(ValueError):
         super().__init__("\n".join(map(str, self.problems)))
 
     @classmethod
-    def one(cls, where: object, what: str, mend: str = "") -> InputError:
+    def one(cls, where: object, what: str, mend: str = "") -> Self:
         """An error of a single problem."""
         return cls([Problem(where=str(where), what=what, mend=mend)])
 

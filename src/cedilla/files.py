@@ -22,6 +22,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield draft
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
+        # Some writers make their files private; a result is as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o666 & ~umask)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -79,8 +79,15 @@ def finetuned(
         run.write_predictions(split, table)
         metrics[split] = scores(table.label.to_numpy(), table.probability.to_numpy())
     keys = ("accuracy", "f1", "precision", "recall", "mcc", "auroc", "auprc")
-    bounds = {key: [metrics["test"][key] - 0.021, min(metrics["test"][key] + 0.02, 1)] for key in keys}
-    metrics |= {"intervals": {"test": bounds}, "model": model, "method": "lora", "task": task}
+    bounds = {
+        key: [metrics["test"][key] - 0.021, min(metrics["test"][key] + 0.02, 1)] for key in keys
+    }
+    metrics |= {
+        "intervals": {"test": bounds},
+        "model": model,
+        "method": "lora" if model == "mini" else None,
+        "task": task,
+    }
     metrics |= {"protocol": protocol, "trainable": 61_442, "parameters": 1_204_233}
     metrics |= {"best_epoch": epochs, "epochs": epochs}
     run.finish(metrics)

@@ -83,7 +83,7 @@ def mcc(labels: ArrayLike, predicted: ArrayLike, weights: Integers | None = None
     """Matthews correlation of classes `labels` (N,) and `predicted` (N,), for any C.
 
     With integer `weights` (D, N) → (D,), else a float. 0 where either side holds one class only.
-    Source: Gorodkin, Comput. Biol. Chem. 28 (2004), eq. 2, for C > 2.
+    Source: Gorodkin, Comput. Biol. Chem. 28 (2004) 367–374, for C > 2.
     """
     labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     classes = int(max(labels.max(), predicted.max())) + 1
@@ -142,8 +142,8 @@ class Scorer:
         self.labels, self.probabilities = _checked(labels, probabilities)
         labels, p = self.labels, self.probabilities
         classes = 2 if p.ndim == 1 else p.shape[1]
-        predicted = (p >= threshold).astype(np.int64) if p.ndim == 1 else p.argmax(axis=1)
-        self._confusion = Confusion(labels, predicted, classes)
+        self.predicted = (p >= threshold).astype(np.int64) if p.ndim == 1 else p.argmax(axis=1)
+        self._confusion = Confusion(labels, self.predicted, classes)
         columns = [(1, p)] if p.ndim == 1 else list(enumerate(p.T))
         # A class that no row has leaves its one-against-rest curve undefined in every draw.
         present = [(k, column) for k, column in columns if np.any(labels == k)]
@@ -232,7 +232,8 @@ def _mcc(counts: Floats) -> Floats:
     covariance = hits * total - (actual * called).sum(axis=1)
     spread_actual = total**2 - (actual**2).sum(axis=1)
     spread_called = total**2 - (called**2).sum(axis=1)
-    return _ratio(covariance, np.sqrt(spread_actual) * np.sqrt(spread_called))
+    # One root of the product, because sqrt(x * x) is x exactly: a perfect score is exactly 1.
+    return _ratio(covariance, np.sqrt(spread_actual * spread_called))
 
 
 def _ratio(part: NDArray, whole: NDArray) -> Floats:

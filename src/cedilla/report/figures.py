@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from cedilla.report.look import Look, blank, title
+from cedilla.report.look import Look, Style, blank, title
 from cedilla.report.wording import decimal
 
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+DASHES = ("-", "--", ":", "-.", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,57 +40,76 @@ class Curve:
 
 
 def training_history(histories: Sequence[History], look: Look) -> Figure:
-    """Loss, and F1 and MCC on dev, by epoch; a line and rings mark the epoch that was kept."""
+    """Loss, and F1 and MCC on dev, by epoch; a band and rings mark the epoch that was kept."""
     n = len(histories)
-    figure = blank(look, n * (4.6 if look.narrow else 2.5))
+    figure = blank(look, n * (4.3 if look.narrow else 2.0) + 0.4)
     grid = figure.subplots(2 * n if look.narrow else n, 1 if look.narrow else 2, squeeze=False)
-    for history, (losses, scores) in zip(histories, grid.reshape(n, 2), strict=True):
-        epochs = history.epochs
-        loss = {name: [e.get(f"{name}_loss") for e in epochs] for name in ("train", "dev")}
-        score = {
-            name: [(e.get("dev") or {}).get(name.lower()) for e in epochs] for name in ("F1", "MCC")
-        }
-        _by_epoch(losses, loss, history, look)
-        _by_epoch(scores, score, history, look)
+    for row, (history, (losses, scores)) in enumerate(
+        zip(histories, grid.reshape(n, 2), strict=True)
+    ):
+        events = history.epochs
+        loss = {name: [e.get(f"{name}_loss") for e in events] for name in ("train", "dev")}
+        score = {m: [(e.get("dev") or {}).get(m.lower()) for e in events] for m in ("F1", "MCC")}
+        _by_epoch(losses, loss, history, look, legend=row == 0 or look.narrow)
+        _by_epoch(scores, score, history, look, legend=row == 0 or look.narrow)
         losses.set(ylabel="loss", ylim=(0, None))
         scores.set(ylabel="score on dev")
-        scores.margins(y=0.2)
-        title(losses, textwrap.fill(history.name, 40), look)
+        title(
+            losses, textwrap.shorten(history.name, 36 if look.narrow else 24, placeholder="…"), look
+        )
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch; the band marks the one kept")
     return figure
 
 
 def _by_epoch(
-    axes: Axes, series: Mapping[str, Sequence[float | None]], history: History, look: Look
+    axes: Axes,
+    series: Mapping[str, Sequence[float | None]],
+    history: History,
+    look: Look,
+    *,
+    legend: bool,
 ) -> None:
     at = [event["epoch"] for event in history.epochs]
     if history.best is not None:
-        axes.axvline(history.best, color=look.line, linewidth=6, zorder=0)
+        axes.axvline(history.best, color=look.band, linewidth=9, zorder=0)
+    few = len(at) <= 20
     for (name, values), color, dashes in zip(series.items(), look.series, DASHES, strict=False):
         known = np.array(values, dtype=float)
-        axes.plot(at, known, color=color, linestyle=dashes, marker="o", label=name)
+        axes.plot(at, known, dashes, color=color, marker="o" if few else None, label=name)
         kept = [i for i, epoch in enumerate(at) if epoch == history.best]
-        ring = {"color": color, "markerfacecolor": look.paper, "markeredgewidth": 2}
-        axes.plot(np.take(at, kept), known[kept], "o", markersize=9, **ring)
+        ring: Style = {"color": color, "markerfacecolor": look.paper, "markeredgewidth": 2}
+        axes.plot(np.take(at, kept), known[kept], "o", markersize=8, **ring)
     axes.grid(axis="y")
+    axes.margins(y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set(xlabel="epoch (band: the one kept)", xlim=(min(at) - 0.4, max(at) + 0.4))
-    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=2, handlelength=2.4)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.set_xlim(min(at) - 0.4, max(at) + 0.4)
+    if legend:
+        # Beside a run's name there is room for a key on wide paper only.
+        above: Style = {"loc": "lower right", "bbox_to_anchor": (1.03, 0.97), "ncols": 2}
+        axes.legend(handlelength=2.6, **({} if look.narrow else above))
 
 
 def test_curves(curves: Sequence[Curve], look: Look) -> Figure:
-    """ROC and precision–recall of several runs on their test rows."""
-    figure = blank(look, (7.2 if look.narrow else 4.0) + 0.24 * len(curves))
-    roc, pr = figure.subplots(2 if look.narrow else 1, 1 if look.narrow else 2)
+    """ROC and precision–recall of several runs on their test rows; dotted lines are chance."""
+    figure = blank(
+        look, (7.4 if look.narrow else 4.35) + (0.4 if look.narrow else 0.2) * len(curves)
+    )
+    shape = (2, 1) if look.narrow else (1, 2)
+    roc, pr = figure.subplots(*shape, squeeze=False).ravel()
+    roc.plot([0, 1], [0, 1], ":", color=look.muted, linewidth=1)
     for curve, color, dashes in zip(curves, look.series, DASHES, strict=False):
-        style = {"color": color, "linestyle": dashes}
+        style: Style = {"color": color, "linestyle": dashes}
         false, true, _ = roc_curve(curve.labels, curve.probabilities)
+        name = textwrap.shorten(curve.name, 40, placeholder="…")
         areas = f"AUROC {decimal(curve.auroc)}, AUPRC {decimal(curve.auprc)}"
-        name = textwrap.shorten(curve.name, 26 if look.narrow else 60, placeholder="…")
-        roc.plot(false, true, label=f"{name}: {areas}", **style)
+        label = f"{name}\n{areas}" if look.narrow else f"{name}:  {areas}"
+        roc.plot(false, true, label=label, **style)
         precision, recall, _ = precision_recall_curve(curve.labels, curve.probabilities)
-        pr.plot(recall, precision, drawstyle="steps-post", **style)
-        pr.axhline(curve.labels.mean(), color=look.muted, linewidth=0.9, linestyle=":")
-    roc.plot([0, 1], [0, 1], color=look.muted, linewidth=0.9, linestyle=":")
+        found = recall > 0
+        pr.plot(recall[found], precision[found], drawstyle="steps-post", **style)
+        pr.axhline(curve.labels.mean(), color=color, linewidth=1, linestyle=":")
     roc.set(xlabel="false positive rate", ylabel="true positive rate")
     pr.set(xlabel="recall", ylabel="precision")
     title(roc, "ROC", look)

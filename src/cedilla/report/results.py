@@ -14,10 +14,12 @@ import yaml
 from cedilla.errors import Problem, stop_on_errors
 from cedilla.run_directory import Run, find_runs
 
+PARENTS = ("run", "demo")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One complete run: what it was told, what it noted, what came out."""
+    """One run: what it was told, what it noted, what came out (nothing where it is unfinished)."""
 
     name: str
     run: Run
@@ -27,6 +29,11 @@ class Result:
     @property
     def verb(self) -> str:
         return str(self.run.manifest.get("verb", "run"))
+
+    @property
+    def parent(self) -> bool:
+        """Whether it only holds the runs of several steps."""
+        return self.verb in PARENTS
 
     @property
     def synthetic(self) -> bool:
@@ -51,13 +58,13 @@ class Result:
 class Gathered:
     """All that a report is made from.
 
-    parents: manifests of the directories that hold several runs, with their title and what
-        they left out.
+    parents: directories that hold several runs; their manifests have a title and what was left
+        out, and no results.
     unfinished: names of runs that were begun and have no results.
     """
 
     results: Sequence[Result]
-    parents: Sequence[Mapping[str, Any]]
+    parents: Sequence[Result]
     unfinished: Sequence[str]
 
     def of(self, verb: str) -> list[Result]:
@@ -67,44 +74,33 @@ class Gathered:
 def gather(roots: Sequence[Path]) -> Gathered:
     """Read the runs at and below `roots`.
 
-    A run inside a complete run is a part of it and is not listed on its own.
+    A run inside a complete run of one verb is a part of it and is not listed on its own.
 
     Raises :class:`InputError` naming every directory that is absent or holds no complete run,
     and every file that cannot be read.
     """
     stop_on_errors(problem for root in roots for problem in _problems(root))
-    results: dict[Path, Result] = {}
-    parents: list[Mapping[str, Any]] = []
-    unfinished: list[str] = []
+    found: dict[Path, Result] = {}
     for root in roots:
-        runs = find_runs(root)
-        whole = {run.path for run in runs}
-        outer = [run for run in runs if not whole & set(run.path.parents)]
-        for run in outer:
-            name = _name(run.path, root, several=len(roots) > 1)
-            results.setdefault(run.path.resolve(), _read(run, name))
-        for path, manifest in _others(root, whole):
-            if _holds(path, whole):
-                parents.append(manifest)
-            else:
-                unfinished.append(_name(path, root, several=len(roots) > 1))
-    return Gathered(results=list(results.values()), parents=parents, unfinished=unfinished)
+        for file in sorted(root.rglob("manifest.json")):
+            name = _name(file.parent, root, several=len(roots) > 1)
+            found.setdefault(file.parent.resolve(), _read(file.parent, name))
+    stop_on_errors(problem for result in found.values() for problem in _lacking(result))
+    whole = {path for path, result in found.items() if result.metrics and not result.parent}
+    outer = [result for path, result in found.items() if not whole & set(path.parents)]
+    outer.sort(key=lambda result: str(result.run.manifest.get("started", "")))
+    return Gathered(
+        results=[result for result in outer if result.metrics and not result.parent],
+        parents=[result for result in outer if result.parent],
+        unfinished=[result.name for result in outer if not (result.metrics or result.parent)],
+    )
 
 
-def _read(run: Run, name: str) -> Result:
-    config = run.config if (run.path / "config.yaml").exists() else {}
-    return Result(name=name, run=run, config=config, metrics=run.metrics)
-
-
-def _others(root: Path, whole: set[Path]) -> list[tuple[Path, Mapping[str, Any]]]:
-    """Directories with a manifest that are neither complete runs nor inside one."""
-    paths = [file.parent for file in sorted(root.rglob("manifest.json"))]
-    paths = [path for path in paths if path not in whole and not whole & set(path.parents)]
-    return [(path, json.loads((path / "manifest.json").read_text())) for path in paths]
-
-
-def _holds(path: Path, whole: set[Path]) -> bool:
-    return any(path in run.parents for run in whole)
+def _read(path: Path, name: str) -> Result:
+    run = Run(path)
+    run.manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    config = run.config if (path / "config.yaml").exists() else {}
+    return Result(name=name, run=run, config=config, metrics=run.metrics if run.complete else {})
 
 
 def _name(path: Path, root: Path, *, several: bool) -> str:
@@ -131,6 +127,14 @@ def _problems(root: Path) -> list[Problem]:
     return []
 
 
+def _lacking(result: Result) -> list[Problem]:
+    """A comparison without its arms cannot be shown; all else may be left out."""
+    if result.verb != "compare" or not result.metrics or result.metrics.get("arms"):
+        return []
+    where = str(result.run.path / "metrics.json")
+    return [Problem(where=where, what="has no arms to compare", mend="repeat that run")]
+
+
 def _unreadable(file: Path, parse: Callable[[str], Any]) -> list[Problem]:
     try:
         content = parse(file.read_text(encoding="utf-8"))
@@ -141,4 +145,3 @@ def _unreadable(file: Path, parse: Callable[[str], Any]) -> list[Problem]:
             return []
         what = "does not hold names with values"
     return [Problem(where=str(file), what=what, mend="repeat that run")]
-

@@ -17,6 +17,12 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def known_bounds(bounds: Sequence[float | None] | None) -> tuple[float, float] | None:
+    """An interval, or None where it is absent or an end of it was not defined."""
+    low, high = bounds or (None, None)
+    return None if low is None or high is None else (low, high)
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     """``+0.012`` or ``−0.012``."""
     text = decimal(value, digits)
@@ -24,8 +30,11 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def interval(bounds: Sequence[float] | None) -> str:
-    """``0.950 to 0.990``."""
-    return f"{decimal(bounds[0])} to {decimal(bounds[1])}" if bounds else ""
+    """``0.950–0.990``, or ``−0.010 to 0.020`` where a dash would read as a minus."""
+    if not bounds:
+        return ""
+    low, high = map(decimal, bounds)
+    return f"{low} to {high}" if low[0] == "−" else f"{low}–{high}"
 
 
 def p_value(value: float | None) -> str:

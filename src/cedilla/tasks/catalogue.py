@@ -69,6 +69,7 @@ class Family:
     cpg_methylation: whether the organism methylates CpG. Where it does not, as in yeast, no gain
         can be explained by methylation.
     length: bp of nearly all of the sequences.
+    limits: what results on these data cannot speak for, as sentences.
     metric: by which published results are given; ``f1`` is the macro F1 over the classes.
     """
 
@@ -79,6 +80,7 @@ class Family:
     length: int
     metric: Metric
     source: Source
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +197,12 @@ FAMILIES = {
         length=122,
         metric="auroc",
         source=HM27,
+        limits=(
+            "The 27k array's probes lie within 1.5 kb of a transcription start: nothing here "
+            "speaks for the rest of the genome.",
+            "The betas are population values, not GM12878's own: a gain is one of methylation "
+            "that tissues share.",
+        ),
     ),
 }
 _SHORT = {"splice/reconstructed": "splice", "methylation/hm27_gm12878": "hm27"}
@@ -225,6 +233,13 @@ def find_task(name: str) -> Task:
         "is not in the catalogue",
         (f"did you mean {' or '.join(nearest)}? " if nearest else "")
         + "`cedilla data list` prints all names",
+    )
+
+
+def limits_of(sha256: str) -> tuple[str, ...]:
+    """What results on a table of that hash cannot speak for; nothing for an unknown table."""
+    return next(
+        (task.limits for task in tasks() if any(f.sha256 == sha256 for f in task.files)), ()
     )
 
 

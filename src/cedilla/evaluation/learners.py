@@ -1,0 +1,146 @@
+"""What learns from an arm's inputs: gradient boosting on k-mers, or a fused network.
+
+Both give the logit of class 1 for every row, after seeing the training rows (and, to choose
+among epochs, the dev rows) alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from cedilla.dna.tokenizer import Tokenizer
+from cedilla.models.classifier import SequenceClassifier
+from cedilla.models.kmers import count_kmers
+from cedilla.models.zoo import build
+from cedilla.run_directory import Run
+from cedilla.training.adapters import LoRA, prepare
+from cedilla.training.batches import SequenceData
+from cedilla.training.loop import Finetuner, Schedule
+
+ITERATIONS = 600
+
+
+class Learner(Protocol):
+    """Fits the training rows of one arm and scores all rows."""
+
+    def scores(
+        self, use_sequence: bool, features: np.ndarray, seed: int, where: Path
+    ) -> np.ndarray:
+        """Logits (N,) from the sequences, if used, and locus features (N, F)."""
+        ...
+
+
+class BoostedKmers:
+    """Histogram gradient boosting on k-mer counts and locus features.
+
+    Counts of canonical 2-, 3- and 4-mers over the whole sequence, and of 2- and 3-mers in its
+    thirds, since what matters may sit at the locus in the middle.
+    """
+
+    def __init__(self, sequences: list[str], labels: np.ndarray, train: np.ndarray) -> None:
+        self.labels, self.train = labels, train
+        self.kmers = kmer_features(sequences)
+
+    def scores(
+        self, use_sequence: bool, features: np.ndarray, seed: int, where: Path
+    ) -> np.ndarray:
+        """Logits (N,); `where` is not needed."""
+        # A column without a value has nothing to split on, and would only draw lots.
+        features = features[:, ~np.isnan(features).all(axis=0)]
+        inputs = np.concatenate([self.kmers, features], 1) if use_sequence else features
+        return self.fit(inputs, seed).decision_function(inputs)
+
+    def fit(
+        self, inputs: np.ndarray, seed: int, iterations: int = ITERATIONS
+    ) -> HistGradientBoostingClassifier:
+        """The boosting, with settings chosen on dev chromosomes."""
+        wide = inputs.shape[1] > 50
+        model = HistGradientBoostingClassifier(
+            max_iter=iterations if wide else iterations // 6,
+            learning_rate=0.03,
+            max_leaf_nodes=15,
+            min_samples_leaf=40,
+            l2_regularization=5.0,
+            max_features=0.2 if wide else 1.0,
+            early_stopping=False,
+            random_state=seed,
+        )
+        model.fit(inputs[self.train], self.labels[self.train])
+        return model
+
+
+class FusedNetwork:
+    """A model of the zoo with a head, fine-tuned, its locus features fused before the head.
+
+    An arm without sequence is left to boosting: there is nothing to encode.
+    """
+
+    def __init__(
+        self,
+        sequences: list[str],
+        labels: np.ndarray,
+        train: np.ndarray,
+        *,
+        dev: np.ndarray,
+        model: str,
+        epochs: int,
+    ) -> None:
+        self.sequences, self.labels, self.train, self.dev = sequences, labels, train, dev
+        self.model, self.epochs = model, epochs
+        self.tabular = BoostedKmers([], labels, train)
+
+    def scores(
+        self, use_sequence: bool, features: np.ndarray, seed: int, where: Path
+    ) -> np.ndarray:
+        """Logits (N,); checkpoints and the epochs' log go to `where`."""
+        if not use_sequence:
+            return self.tabular.scores(False, features, seed, where)
+        torch.manual_seed(seed)
+        encoder = build(self.model)
+        classifier = SequenceClassifier(encoder, 2, features=features.shape[1])
+        prepare(classifier, "full", LoRA())
+        schedule = Schedule(
+            epochs=self.epochs,
+            batch_size=64,
+            learning_rate=5e-4,
+            patience=0,
+            select="auroc",
+            seed=seed,
+        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        trainer = Finetuner(classifier, schedule, device)
+        tokenizer = Tokenizer.for_model(encoder)
+        scaled = standardise(features, self.train)
+
+        def data(rows: np.ndarray) -> SequenceData:
+            chosen = [self.sequences[i] for i in np.flatnonzero(rows)]
+            return SequenceData(chosen, self.labels[rows], tokenizer, features=scaled[rows])
+
+        trainer.fit(Run(where), data(self.train), data(self.dev))
+        everything = data(np.ones(len(self.labels), dtype=bool))
+        logits = trainer.logits(everything, "scoring").double().numpy()
+        return np.asarray(logits[:, 1] - logits[:, 0])
+
+
+def kmer_features(sequences: list[str]) -> np.ndarray:
+    """Counts of canonical 2-, 3- and 4-mers (N, 178), and of 2- and 3-mers by thirds (N, 126)."""
+    whole = [count_kmers(sequences, k) for k in (2, 3, 4)]
+    thirds = [
+        count_kmers([s[len(s) * i // 3 : len(s) * (i + 1) // 3] for s in sequences], k)
+        for k in (2, 3)
+        for i in range(3)
+    ]
+    return np.concatenate([*whole, *thirds], axis=1)
+
+
+def standardise(features: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Features (N, F) in units of the training rows' spread around their mean; NaN stays NaN."""
+    known = np.ma.masked_invalid(features[train])
+    mean = known.mean(0).filled(0.0)
+    spread = known.std(0).filled(1.0)
+    return np.asarray((features - mean) / np.where(spread > 0, spread, 1.0))

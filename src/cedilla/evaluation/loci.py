@@ -1,0 +1,204 @@
+"""Loci of a table: the rows, splits and blocks that every arm of a comparison shares."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cedilla.dna.tables import read_sequences, read_table
+from cedilla.errors import Problem, stop_on_errors
+from cedilla.evaluation.confidence import genomic_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loci:
+    """The rows that every arm sees.
+
+    sequences, labels (N,), beta (N,), annotation (N, A), groups (N,), blocks (N,), splits (N,) of
+    train, dev and test; `read` rows were in the file, and `left_out` says why some are not here.
+    """
+
+    ids: list[str]
+    sequences: list[str]
+    labels: np.ndarray
+    beta: np.ndarray
+    annotation: np.ndarray
+    groups: np.ndarray
+    blocks: np.ndarray
+    block_kind: str
+    splits: np.ndarray
+    read: int
+    left_out: dict[str, int]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: int((self.splits == split).sum()) for split in ("train", "dev", "test")}
+
+
+def read_loci(
+    path: Path,
+    *,
+    columns: dict[str, str],
+    annotation: tuple[str, ...],
+    dev: tuple[str, ...],
+    test: tuple[str, ...],
+    drop: tuple[str, ...],
+    position: str | None,
+    block_size: int,
+    rows: int | None,
+) -> Loci:
+    """Read and check a table of loci; `columns` names sequence, label, beta and group.
+
+    Raises :class:`InputError` with every problem found.
+    """
+    group = columns["group"]
+    position = position or _position_column(list(read_table(path).columns), group)
+    table = read_sequences(
+        path,
+        sequence=columns["sequence"],
+        label=columns["label"],
+        extra=[columns["beta"], group, *annotation, *([position] if position else [])],
+    )
+    frame = table.frame
+    groups = frame[group].astype(str).to_numpy()
+    beta, problems = _numeric(frame, columns["beta"], path, within=(0.0, 1.0))
+    known = [_numeric(frame, name, path) for name in annotation]
+    problems += [problem for _, found in known for problem in found]
+    problems += _check_groups(groups, dev, test, drop, f"{path} column {group}")
+    classes = np.unique(np.asarray(table.labels))
+    if len(classes) != 2 or classes.max() != 1:
+        problems.append(
+            Problem(
+                where=f"{path} column {columns['label']}",
+                what=f"has the classes {', '.join(map(str, classes[:5]))}",
+                mend="a comparison takes a label of 0 and 1",
+            )
+        )
+    stop_on_errors(problems)
+    splits = np.where(np.isin(groups, test), "test", np.where(np.isin(groups, dev), "dev", "train"))
+    splits = splits.astype(object)
+    left_out = {}
+    for reason, gone in (
+        (f"{group} is one of {', '.join(drop)}", np.isin(groups, drop)),
+        (f"no {columns['beta']}", np.isnan(beta)),
+        ("beyond --rows", _beyond(splits, rows, np.isin(groups, drop) | np.isnan(beta))),
+    ):
+        left_out[reason] = int((gone & (splits != "")).sum())
+        splits[gone] = ""
+    keep = np.flatnonzero(splits != "")
+    blocks, kind = _blocks(frame, groups, position, block_size)
+    loci = Loci(
+        ids=[table.ids[i] for i in keep],
+        sequences=[table.sequences[i] for i in keep],
+        labels=np.asarray(table.labels)[keep],
+        beta=beta[keep],
+        annotation=np.stack([a for a, _ in known], 1)[keep] if known else np.empty((len(keep), 0)),
+        groups=groups[keep],
+        blocks=blocks[keep],
+        block_kind=kind,
+        splits=splits[keep].astype(str),
+        read=len(frame),
+        left_out={reason: n for reason, n in left_out.items() if n},
+    )
+    _check_splits(loci, path)
+    return loci
+
+
+def _position_column(columns: Sequence[str], group: str) -> str | None:
+    """The position that goes with a chromosome column: start_hg19 beside chrom_hg19."""
+    for word in ("chromosome", "chrom", "chr"):
+        for name in ("start0", "start", "pos0"):
+            if group.startswith(word) and (found := group.replace(word, name, 1)) in columns:
+                return found
+    return None
+
+
+def _numeric(
+    frame: pd.DataFrame, column: str, path: Path, *, within: tuple[float, float] | None = None
+) -> tuple[np.ndarray, list[Problem]]:
+    """A column as float64 (N,), empty cells as NaN, with what is wrong in it."""
+    raw = frame[column]
+    values = pd.to_numeric(raw, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = np.isnan(values) & raw.notna().to_numpy()
+    what, mend = f"{column} is not a number", "leave an unknown value empty"
+    if not bad.any() and within is not None:
+        bad = (values < within[0]) | (values > within[1])
+        what, mend = f"{column} is outside [{within[0]:g}, {within[1]:g}]", "correct it"
+        if np.nanmax(values, initial=0.0) > 2 and np.nanmax(values) <= 100:
+            mend = "percent values? divide them by 100"
+    if not bad.any():
+        return values, []
+    first = [f"{raw.iloc[i]!r} in {frame.attrs['record']} {frame.index[i]}" for i in _few(bad)]
+    what += f" ({int(bad.sum()):,} rows: {', '.join(first)}{', …' if bad.sum() > 3 else ''})"
+    return values, [Problem(where=str(path), what=what, mend=mend)]
+
+
+def _few(chosen: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(chosen)[:3]
+
+
+def _check_groups(
+    groups: np.ndarray,
+    dev: Sequence[str],
+    test: Sequence[str],
+    drop: Sequence[str],
+    where: str,
+) -> list[Problem]:
+    """Groups that are not in the table, or that stand in two lists."""
+    known = sorted(set(groups))
+    problems = []
+    for option, names in (("--dev", dev), ("--test", test), ("--drop", drop)):
+        for name in names:
+            # A sex chromosome that the table has not is as well as dropped.
+            if name not in known and option != "--drop":
+                near = difflib.get_close_matches(name, known, n=1) or known[:5]
+                problems.append(
+                    Problem(
+                        where=where,
+                        what=f"has no {name!r} ({option})",
+                        mend=f"it has {', '.join(near)}",
+                    )
+                )
+    twice = sorted((set(dev) & set(test)) | (set(drop) & (set(dev) | set(test))))
+    if twice:
+        problems.append(
+            Problem(where=where, what=f"{', '.join(twice)} in two lists", mend="name each once")
+        )
+    return problems
+
+
+def _beyond(splits: np.ndarray, rows: int | None, gone: np.ndarray) -> np.ndarray:
+    """Training rows that a limit leaves out, drawn once."""
+    beyond = np.zeros(len(splits), dtype=bool)
+    train = np.flatnonzero((splits == "train") & ~gone)
+    if rows is not None and rows < len(train):
+        beyond[np.random.default_rng(0).permutation(train)[rows:]] = True
+    return beyond
+
+
+def _blocks(
+    frame: pd.DataFrame, groups: np.ndarray, position: str | None, size: int
+) -> tuple[np.ndarray, str]:
+    """Bootstrap blocks (N,) and what they are: stretches of the genome, or single rows."""
+    if position is None:
+        return np.arange(len(groups)).astype(str), "single rows"
+    return genomic_blocks(groups, frame[position].to_numpy(), size), f"blocks of {size / 1e6:g} Mb"
+
+
+def _check_splits(loci: Loci, path: Path) -> None:
+    """Every split needs both classes."""
+    stop_on_errors(
+        Problem(
+            where=str(path),
+            what=f"{split} has {n:,} rows of the classes {sorted(set(labels.tolist()))}",
+            mend="choose other groups: every split needs both classes",
+        )
+        for split, n in loci.counts.items()
+        if len(set((labels := loci.labels[loci.splits == split]).tolist())) < 2
+    )

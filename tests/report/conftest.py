@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,91 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn import metrics as sk
 
+from cedilla.metrics.classification import classification_metrics
 from cedilla.run_directory import Run
 
 SIZES = {"train": 800, "dev": 100, "test": 400}
-
-
-def scores(labels: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    called = (probability > 0.5).astype(int)
-    return {
-        "accuracy": sk.accuracy_score(labels, called),
-        "f1": sk.f1_score(labels, called),
-        "precision": sk.precision_score(labels, called),
-        "recall": sk.recall_score(labels, called),
-        "mcc": sk.matthews_corrcoef(labels, called),
-        "auroc": sk.roc_auc_score(labels, probability),
-        "auprc": sk.average_precision_score(labels, probability),
-        "n": len(labels),
-        "prevalence": labels.mean(),
-    }
-
-
-def predictions(rng: np.random.Generator, split: str, strength: float) -> pd.DataFrame:
-    labels = (rng.random(SIZES[split]) < 0.5).astype(int)
-    logit = strength * (2 * labels - 1) + rng.normal(size=len(labels))
-    return pd.DataFrame(
-        {
-            "id": [f"{split}{i}" for i in range(len(labels))],
-            "label": labels,
-            "probability": 1 / (1 + np.exp(-2 * logit)),
-            "split": split,
-            "seed": 0,
-            "group": "chr1",
-            "block": None,
-        }
-    )
-
-
-def finetuned(
-    path: Path,
-    *,
-    strength: float = 1.5,
-    model: str = "mini",
-    task: str | None = None,
-    protocol: str | None = None,
-    epochs: int = 3,
-    seed: int = 0,
-    **noted: Any,
-) -> dict[str, Any]:
-    """A complete ``finetune`` run; returns its metrics."""
-    rng = np.random.default_rng(seed)
-    config = {"model": model, "task": task, "seed": seed, "lr": 5e-5, "batch_size": 16}
-    run = Run.start(path, verb="finetune", config=config)
-    run.note(seed=seed, **noted)
-    for epoch in range(1, epochs + 1):
-        dev = predictions(rng, "dev", strength * epoch / epochs)
-        run.log(
-            event="epoch",
-            epoch=epoch,
-            train_loss=0.69 / epoch,
-            dev_loss=0.7 / epoch**0.8,
-            dev=scores(dev.label.to_numpy(), dev.probability.to_numpy()),
-            seconds=4.2,
-        )
-    metrics: dict[str, Any] = {}
-    for split in SIZES:
-        table = predictions(rng, split, strength)
-        run.write_predictions(split, table)
-        metrics[split] = scores(table.label.to_numpy(), table.probability.to_numpy())
-    keys = ("accuracy", "f1", "precision", "recall", "mcc", "auroc", "auprc")
-    bounds = {
-        key: [metrics["test"][key] - 0.021, min(metrics["test"][key] + 0.02, 1)] for key in keys
-    }
-    metrics |= {
-        "intervals": {"test": bounds},
-        "model": model,
-        "method": "lora" if model == "mini" else None,
-        "task": task,
-    }
-    metrics |= {"protocol": protocol, "trainable": 61_442, "parameters": 1_204_233}
-    metrics |= {"best_epoch": epochs, "epochs": epochs}
-    run.finish(metrics)
-    return Run(path).metrics
-
-
 ARMS = {
     "sequence": 0.722,
     "beta": 0.825,
@@ -102,43 +23,86 @@ ARMS = {
     "sequence+annotation+beta": 0.851,
     "shuffled": 0.718,
     "missing": 0.715,
+    "beta threshold": 0.823,
 }
 PAIRS = (
-    ("sequence+beta", "sequence"),
     ("sequence+annotation+beta", "sequence+annotation"),
-    ("sequence+beta", "beta"),
+    ("sequence+beta", "sequence"),
     ("shuffled", "sequence"),
     ("missing", "sequence"),
 )
+SCALES = {"auroc": 1.0, "auprc": 0.98, "mcc": 0.62}
+
+Maker = Callable[..., dict[str, Any]]
 
 
-def compared(path: Path, *, seed: int = 0, **noted: Any) -> dict[str, Any]:
+def _predictions(rng: np.random.Generator, split: str, strength: float) -> pd.DataFrame:
+    labels = (rng.random(SIZES[split]) < 0.5).astype(int)
+    logits = strength * (2 * labels - 1) + rng.normal(size=len(labels))
+    table = pd.DataFrame({"id": [f"{split}{i}" for i in range(len(labels))], "label": labels})
+    table["probability"] = 1 / (1 + np.exp(-2 * logits))
+    return table.assign(split=split, seed=0, group="chr1", block=None)
+
+
+def _scores(table: pd.DataFrame) -> dict[str, float]:
+    return classification_metrics(table["label"], table["probability"])
+
+
+def _log_epochs(run: Run, rng: np.random.Generator, epochs: int, strength: float) -> None:
+    for epoch in range(1, epochs + 1):
+        dev = _scores(_predictions(rng, "dev", strength * epoch / epochs))
+        loss = {"train_loss": 0.69 / epoch, "dev_loss": 0.7 / epoch**0.8}
+        run.log(event="epoch", epoch=epoch, **loss, dev=dev, seconds=4.2)
+
+
+def _finetuned(
+    path: Path,
+    *,
+    strength: float = 1.5,
+    model: str = "mini",
+    task: str | None = None,
+    protocol: str | None = None,
+    weights: str = "pretrained",
+    epochs: int = 3,
+    seed: int = 0,
+    **noted: Any,
+) -> dict[str, Any]:
+    """A complete ``finetune`` run; returns its metrics."""
+    rng = np.random.default_rng(seed)
+    config = {"model": model, "task": task, "weights": weights, "seed": seed, "batch_size": 16}
+    run = Run.start(path, verb="finetune", config=config)
+    run.note(seed=seed, **noted)
+    _log_epochs(run, rng, epochs, strength)
+    metrics: dict[str, Any] = {}
+    for split in SIZES:
+        table = _predictions(rng, split, strength)
+        run.write_predictions(split, table)
+        metrics[split] = _scores(table)
+    test = metrics["test"]
+    bounds = {k: [test[k] - 0.021, min(test[k] + 0.02, 1)] for k in ("auroc", "auprc", "mcc")}
+    metrics |= {"intervals": {"test": bounds}, "model": model, "task": task, "protocol": protocol}
+    metrics |= {"method": "lora" if epochs else None, "best_epoch": epochs, "epochs": epochs}
+    run.finish(metrics | {"trainable": 61_442, "parameters": 1_204_233})
+    return Run(path).metrics
+
+
+def _compared(path: Path, *, seed: int = 0, **noted: Any) -> dict[str, Any]:
     """A complete ``compare`` run; returns its metrics."""
     rng = np.random.default_rng(seed)
-    run = Run.start(path, verb="compare", config={"model": "mini", "seeds": 3, "beta": "beta"})
-    run.note(seeds=[0, 1, 2], **noted)
-    arms, scale = {}, {"auroc": 1.0, "auprc": 0.98, "mcc": 0.62}
+    run = Run.start(path, verb="compare", config={"model": "mini", "seeds": 3})
+    run.note(seeds=[0, 1, 2], left_out={"no beta": 1_469}, **noted)
+    arms: dict[str, Any] = {}
     for arm, auroc in ARMS.items():
-        value = {key: auroc * factor for key, factor in scale.items()}
-        seeds = {key: list(v + rng.normal(0, 0.004, 3)) for key, v in value.items()}
-        bounds = {key: [v - 0.014, v + 0.013] for key, v in value.items()}
-        spread = {key: float(np.std(seeds[key], ddof=1)) for key in seeds}
-        arms[arm] = {**value, "interval": bounds, "seeds": seeds, "sd": spread}
-    differences = [
-        {
-            "arm": arm,
-            "against": against,
-            "metric": metric,
-            "difference": (d := arms[arm][metric] - arms[against][metric]),
-            "low": d - 0.012,
-            "high": d + 0.012,
-            "p": 0.0004 if abs(d) > 0.012 else 0.31,
-            "smallest_detectable": 0.017,
-        }
-        for arm, against in PAIRS
-        for metric in scale
-    ]
-    sentence = "Beta adds 0.119 AUROC to sequence, and 0.083 to sequence with annotation."
+        value = {metric: auroc * scale for metric, scale in SCALES.items()}
+        seeds = {metric: list(v + rng.normal(0, 0.004, 3)) for metric, v in value.items()}
+        bounds = {metric: [v - 0.014, v + 0.013] for metric, v in value.items()}
+        spread = {metric: float(np.std(seeds[metric], ddof=1)) for metric in seeds}
+        arms[arm] = value | {"interval": bounds, "seeds": seeds, "sd": spread}
+    verdict = {
+        "call": "adds",
+        "sentence": "Methylation adds 0.083 AUROC to sequence and annotation.",
+        "limits": ["Tested on promoter-proximal probes.", "Betas are population medians."],
+    }
     run.finish(
         {
             "label": "gm12878_H3K4me3",
@@ -147,58 +111,54 @@ def compared(path: Path, *, seed: int = 0, **noted: Any) -> dict[str, Any]:
             "prevalence": 0.55,
             "n": {"train": 17_200, "dev": 2_300, "test": 4_100},
             "arms": arms,
-            "differences": differences,
-            "verdict": {
-                "call": "adds",
-                "sentence": sentence,
-                "limits": ["Probes are promoter-proximal.", "Betas are population medians."],
-            },
+            "differences": [
+                _difference(arms, arm, against, m) for arm, against in PAIRS for m in SCALES
+            ],
+            "verdict": verdict,
         }
     )
     return Run(path).metrics
 
 
-@pytest.fixture(scope="session")
-def make_finetuned() -> Callable[..., dict[str, Any]]:
-    return finetuned
+def _difference(arms: dict[str, Any], arm: str, against: str, metric: str) -> dict[str, Any]:
+    d = arms[arm][metric] - arms[against][metric]
+    pair = {"arm": arm, "against": against, "metric": metric, "difference": d}
+    clear = abs(d) > 0.012
+    more = {"p": 0.0004 if clear else 0.31, "smallest_detectable": 0.017}
+    return pair | {"low": d - 0.012, "high": d + 0.012} | more
 
 
 @pytest.fixture(scope="session")
-def make_compared() -> Callable[..., dict[str, Any]]:
-    return compared
+def finetuned() -> Maker:
+    return _finetuned
 
 
 @pytest.fixture(scope="session")
-def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``cedilla run`` leaves: a parent directory with one run for each part."""
-    root = tmp_path_factory.mktemp("run") / "demo"
-    parent = Run.start(root, verb="run", config={"runs": ["guide", "h3k4me3", "gue"], "seed": 0})
+def compared() -> Maker:
+    return _compared
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``cedilla run`` leaves: a parent directory with one run for each step."""
+    root = tmp_path_factory.mktemp("runs") / "guide"
+    parent = Run.start(root, verb="run", config={"title": "The guide's experiment", "steps": []})
     parent.note(
         title="The guide's experiment",
-        about="A small DNA language model, fine-tuned and compared with and without methylation.",
-        left_out=["EMP/H3K4me3, full train file (8 MB): `cedilla run configs/gue.yaml`"],
+        about="A small DNA language model with and without methylation.",
+        left_out=["EMP/H3K4me3, its train file is absent: `cedilla data get EMP/H3K4me3`"],
         short=True,
     )
-    finetuned(root / "guide-clean", strength=2.6, synthetic=True, epochs=5)
-    finetuned(root / "guide-noisy", strength=0.8, synthetic=True, epochs=4, seed=1)
-    compared(root / "guide-arms", seed=2, synthetic=True)
-    compared(root / "h3k4me3")
+    _compared(root / "h3k4me3")
     core = {"task": "prom/prom_core_all", "protocol": "same protocol"}
-    finetuned(root / "gue/core-mini", strength=1.0, seed=3, **core)
-    finetuned(root / "gue/core-cnn", strength=1.05, model="cnn", seed=4, **core)
-    finetuned(root / "gue/core-kmer", strength=0.7, model="kmer", epochs=0, seed=5, **core)
+    _finetuned(root / "gue/core-mini", strength=1.0, seed=3, **core)
+    _finetuned(root / "gue/core-cnn", strength=1.2, model="cnn", epochs=0, seed=4, **core)
     yeast = {"task": "EMP/H3K4me3", "protocol": "not comparable"}
-    finetuned(root / "gue/H3K4me3-mini", strength=0.3, seed=6, **yeast)
-    data = root / "table.csv"
-    data.write_text("sequence,label\n")
+    _finetuned(root / "gue/yeast-mini", strength=0.3, epochs=0, seed=6, **yeast)
+    _finetuned(root / "guide-clean", strength=2.6, synthetic=True)
+    table = root / "table.csv"
+    table.write_text("sequence,label\nACGT,1\n")
     run = Run(root / "h3k4me3")
-    run.manifest = find_manifest(run.path)
-    run.note_data(data, role="table", rows=23_600)
-    data.unlink()
+    run.manifest = json.loads((run.path / "manifest.json").read_text())
+    run.note_data(table, role="table", rows=23_600)
     return root
-
-
-def find_manifest(path: Path) -> dict[str, Any]:
-    import json
-
-    return dict(json.loads((path / "manifest.json").read_text()))

@@ -66,9 +66,7 @@ class SequenceTable:
     @property
     def classes(self) -> int | list[str]:
         """The label names, or how many integer classes there are; for `read_sequences`."""
-        if self.label_names is not None:
-            return self.label_names
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        return self.label_names or (0 if self.labels is None else int(self.labels.max()) + 1)
 
 
 def read_table(path: str | Path, *, text: Collection[str] = ()) -> pd.DataFrame:
@@ -134,17 +132,13 @@ def read_sequences(
 def _content(path: Path) -> bytes:
     """The bytes of the file, decompressed if they are gzip."""
     if not path.exists():
-        folder = path.parent
-        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        names = [beside.name for beside in path.parent.glob("*")]
         near = difflib.get_close_matches(path.name, names, n=1)
-        mend = f"did you mean {folder / near[0]}?" if near else "check the path"
+        mend = f"did you mean {path.parent / near[0]}?" if near else "check the path"
         raise InputError.one(path, "does not exist", mend)
     if path.is_dir():
         raise InputError.one(path, "is a directory", "name a CSV, TSV, Parquet or FASTA file")
-    try:
-        content = path.read_bytes()
-    except PermissionError:
-        raise InputError.one(path, "cannot be read", "check its permissions") from None
+    content = path.read_bytes()
     content = _unzipped(path) if content.startswith(_GZIP) else content
     if not content.removeprefix(codecs.BOM_UTF8).strip():
         raise InputError.one(path, "is empty", "a header and at least one row are needed")
@@ -190,8 +184,7 @@ def _parse_parquet(path: Path, content: bytes) -> pd.DataFrame:
         raise InputError.one(path, f"is damaged Parquet ({reason})", "copy it anew") from None
     if frame.empty:
         raise InputError.one(path, "has no rows", "at least one row is needed")
-    named_index = any(name is not None for name in frame.index.names)
-    frame = frame.reset_index(drop=not named_index)
+    frame = frame.reset_index(drop=set(frame.index.names) == {None})
     frame.index = pd.RangeIndex(1, len(frame) + 1)
     frame.attrs["record"] = "row"
     return frame
@@ -272,8 +265,8 @@ def _parse_fasta(path: Path) -> pd.DataFrame:
     try:
         with pysam.FastxFile(str(path)) as file:
             for record in file:
-                words = [word.split("=", 1) for word in (record.comment or "").split()]
-                columns = {word[0]: word[1] for word in words if len(word) == 2}
+                words = (record.comment or "").split()
+                columns = dict(word.split("=", 1) for word in words if "=" in word)
                 rows.append(columns | {"id": record.name or "", "sequence": record.sequence or ""})
     except (ValueError, UnicodeDecodeError):
         raise InputError.one(
@@ -344,10 +337,8 @@ def _ambiguity(frame: pd.DataFrame, raw: list[str], path: Path) -> list[Problem]
     if not counts.any():
         return []
     first = _records(frame, np.flatnonzero(counts))[0]
-    what = (
-        f"{counts.sum():,} IUPAC codes such as R or Y in {np.count_nonzero(counts):,} sequences"
-        f" (the first in {first}) are read as N"
-    )
+    total = f"{counts.sum():,} IUPAC codes such as R or Y in {np.count_nonzero(counts):,} sequences"
+    what = f"{total} (the first in {first}) are read as N"
     return [Problem(where=str(path), what=what, severity="warning")]
 
 

@@ -184,41 +184,46 @@ def _differences(
 
 
 def _print(result: Mapping[str, Any], names: Sequence[str], settings: Mapping[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False, highlight=False)
     interval = f"{100 * settings['level']:g} % interval"
     for name in names:
-        console.print(_metrics_table(result, name, interval, settings["threshold"]))
+        console.print(_heading(result, name, settings["threshold"]), soft_wrap=True)
+        console.print(_metrics_table(result, name, interval))
     if result["differences"]:
+        title = f"{settings['predictions']} minus {settings['against']}"
+        console.print(title, soft_wrap=True)
+        console.print(_differences_table(result["differences"], interval))
+        console.print("detectable: the true difference that these rows show in 4 of 5 cases")
         compared = {row["set"] for row in result["differences"]}
-        console.print(_differences_table(result["differences"], interval, settings))
         if alone := [name for name in names if name not in compared]:
-            console.print(f"not in {settings['against']}, so not compared: {', '.join(alone)}")
+            console.print(f"not compared, because it is in the first file only: {', '.join(alone)}")
 
 
-def _metrics_table(result: Mapping[str, Any], name: str, interval: str, threshold: float) -> Table:
+def _heading(result: Mapping[str, Any], name: str, threshold: float) -> str:
     metrics, seeds = result[name], len(result["seeds"][name]["mcc"])
-    title = (
-        f"{name}: {metrics['n']:,} rows, prevalence {metrics['prevalence']:.3f},"
-        f" threshold {threshold:g}, {result['resampled'][name]} resampled"
-        + (f", mean of {seeds} seeds" if seeds > 1 else "")
-    )
+    parts = [
+        f"{name}: {metrics['n']:,} rows",
+        f"prevalence {metrics['prevalence']:.3f}",
+        f"threshold {threshold:g}",
+        f"{result['resampled'][name]} resampled",
+        *([f"mean of {seeds} seeds"] if seeds > 1 else []),
+    ]
+    return ", ".join(parts)
+
+
+def _metrics_table(result: Mapping[str, Any], name: str, interval: str) -> Table:
     spread = result["sd"][name]
-    with_spread = seeds >= SEEDS_FOR_SPREAD
-    headings = ["metric", "value", interval, *(["sd over seeds"] if with_spread else [])]
-    table = Table(*headings, title=title, title_justify="left")
+    with_spread = spread["mcc"] is not None
+    table = Table("metric", "value", interval, *(["sd over seeds"] if with_spread else []))
     for metric in METRICS:
         low, high = result["intervals"][name][metric]
-        cells = [metric, f"{metrics[metric]:.3f}", f"{low:.3f} to {high:.3f}"]
+        cells = [metric, f"{result[name][metric]:.3f}", f"{low:.3f} to {high:.3f}"]
         table.add_row(*cells, *([f"{spread[metric]:.3f}"] if with_spread else []))
     return table
 
 
-def _differences_table(
-    differences: Sequence[Mapping[str, Any]], interval: str, settings: Mapping[str, Any]
-) -> Table:
-    title = f"{settings['predictions']} minus {settings['against']}"
-    headings = ("set", "metric", "difference", interval, "p", "detectable")
-    table = Table(*headings, title=title, title_justify="left")
+def _differences_table(differences: Sequence[Mapping[str, Any]], interval: str) -> Table:
+    table = Table("set", "metric", "difference", interval, "p", "detectable")
     for row in differences:
         table.add_row(
             row["set"],

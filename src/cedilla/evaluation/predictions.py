@@ -82,7 +82,7 @@ def pair(
     """
     pairs = [(ours[name], theirs[name]) for name in ours if name in theirs]
     if not pairs and len(ours) == len(theirs) == 1:
-        pairs = [(*ours.values(), *theirs.values())]
+        pairs = [(next(iter(ours.values())), next(iter(theirs.values())))]
     if not pairs:
         here, there = (next(iter(sets.values())).path for sets in (ours, theirs))
         mend = f"it has {', '.join(theirs)}; the other has {', '.join(ours)}"
@@ -116,6 +116,8 @@ def _typed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     for name in TEXT:
         cells = frame[name] if name in frame else pd.Series("", index=frame.index)
         table[name] = cells.astype("string").str.strip().fillna("").astype("str")
+    # Integers that stood in a column with gaps come back as floats.
+    table["seed"] = table["seed"].str.removesuffix(".0")
     table["set"] = (table["arm"] + " " + table["split"]).str.strip().replace("", WHOLE)
     for name in ("label", *columns):
         table[name] = pd.to_numeric(frame[name], errors="coerce").astype(float)

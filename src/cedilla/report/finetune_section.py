@@ -80,10 +80,8 @@ def score_sentence(result: Result) -> str:
     within = f" (95 % interval {interval(bounds)})" if bounds else ""
     n = count((result.metrics.get("test") or {}).get("n"))
     mcc, auroc = decimal(score_of(result, "mcc")), decimal(score_of(result, "auroc"))
-    return (
-        f"{result.name}: {result.model} reaches test MCC {mcc}{within} and AUROC {auroc} "
-        f"on {n} rows."
-    )
+    who = result.model if result.name == result.model else f"{result.name}: {result.model}"
+    return f"{who} reaches test MCC {mcc}{within} and AUROC {auroc} on {n} rows."
 
 
 def scores_table(results: Sequence[Result]) -> Table:

@@ -121,6 +121,7 @@ class Page:
         environment = Environment(
             loader=PackageLoader("cedilla", "report"),
             autoescape=True,
+            finalize=_unbroken,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -128,6 +129,11 @@ class Page:
         environment.filters |= {"source": _source, "code": _code}
         environment.globals["size"] = _size
         return environment.get_template("template.html").render(page=self)
+
+
+def _unbroken(value: object) -> object:
+    """Keep a per cent sign on the line of its number."""
+    return value.replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def _code(text: str) -> Markup:

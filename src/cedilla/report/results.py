@@ -82,7 +82,9 @@ def gather(roots: Sequence[Path]) -> Gathered:
     stop_on_errors(problem for root in roots for problem in _problems(root))
     found: dict[Path, Result] = {}
     for root in roots:
-        for file in sorted(root.rglob("manifest.json")):
+        # Simulated data has a manifest too; settings beside it are what makes it a run.
+        files = [file for file in root.rglob("manifest.json") if _is_run(file.parent)]
+        for file in sorted(files):
             name = _name(file.parent, root, several=len(roots) > 1)
             found.setdefault(file.parent.resolve(), _read(file.parent, name))
     stop_on_errors(problem for result in found.values() for problem in _lacking(result))
@@ -94,6 +96,10 @@ def gather(roots: Sequence[Path]) -> Gathered:
         parents=[result for result in outer if result.parent],
         unfinished=[result.name for result in outer if not (result.metrics or result.parent)],
     )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").exists() or (path / "metrics.json").exists()
 
 
 def _read(path: Path, name: str) -> Result:

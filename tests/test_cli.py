@@ -309,7 +309,10 @@ def test_an_interrupted_run_leaves_only_whole_files(tmp_path, capsys):
     words += ["--batch-size=4", "--checkpoint-every=2"]
     timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    assert call(*words, "--steps=1000000") == 130
+    try:
+        assert call(*words, "--steps=1000000") == 130
+    finally:
+        timer.cancel()
     assert capsys.readouterr().err.endswith("interrupted; run again with --resume\n")
     assert not [file for file in tmp_path.rglob("*") if ".part" in file.name]
     assert not (tmp_path / "run" / "metrics.json").exists()

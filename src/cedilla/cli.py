@@ -33,14 +33,13 @@ from cyclopts import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from docstring_parser import parse as parse_docstring
 
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.version import __version__
 
 # The help stands here and not in the docstrings, because `cedilla --help` must not import torch.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("cedilla.demo:demo", "Run everything once, small, and open the report."),
+    "demo": ("cedilla.demo:demo", "Run the three experiments in short form."),
     "run": ("cedilla.config:run", "Run an experiment from a YAML file."),
     "methylation simulate": (
         "cedilla.methylation.simulate:simulate",
@@ -49,7 +48,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "methylation check": ("cedilla.methylation.check:check", "Find what is wrong in a table."),
     "finetune": ("cedilla.training.finetune:finetune", "Adapt a model to labelled sequences."),
     "compare": ("cedilla.evaluation.compare:compare", "Ask what methylation adds to sequence."),
-    "evaluate": ("cedilla.evaluation.evaluate:evaluate", "Score a trained model on a table."),
+    "evaluate": ("cedilla.evaluation.evaluate:evaluate", "Score predictions, with intervals."),
     "report": ("cedilla.report.report:report", "Write one HTML page about runs."),
     "models": ("cedilla.models.zoo:models", "List the models that can be loaded by name."),
     "data list": ("cedilla.tasks.download:data_list", "List the data sets."),
@@ -209,11 +208,13 @@ def _documented(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _examples(function: Callable[..., Any]) -> str:
-    examples = parse_docstring(inspect.getdoc(function) or "").examples
-    text = "\n".join(e.description or "" for e in examples).removeprefix("::")
-    text = inspect.cleandoc(text.replace("::\n", ":\n"))
+    doc = inspect.getdoc(function) or ""
+    section = re.search(r"^Examples\n-+\n(.*?)(?=^\w+\n-+\n|\Z)", doc, re.MULTILINE | re.DOTALL)
+    if not section:
+        return ""
+    text = inspect.cleandoc(section[1].removeprefix("::").replace("::\n", ":\n"))
     lines = map(_folded, one_line_each(text).splitlines())
-    return "Example:\n\n```\n" + "\n".join(lines) + "\n```" if text else ""
+    return "Example:\n\n```\n" + "\n".join(lines) + "\n```"
 
 
 def one_line_each(text: str) -> str:

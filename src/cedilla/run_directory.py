@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -62,9 +62,12 @@ class Run:
                 raise InputError.one(
                     path, "holds a run already", "pass --resume, or choose another --out"
                 )
-            before = yaml.safe_load((run.path / "config.yaml").read_text())
+            before = run.config
+            # A run may have been moved, so `out` does not count.
             changed = sorted(
-                k for k in before.keys() | config.keys() if before.get(k) != config.get(k)
+                k
+                for k in (before.keys() | config.keys()) - {"out"}
+                if before.get(k) != config.get(k)
             )
             if changed:
                 raise InputError.one(
@@ -72,6 +75,10 @@ class Run:
                     f"holds a run with other settings ({', '.join(changed)})",
                     "choose another --out",
                 )
+            if run.complete:
+                run.manifest = json.loads((run.path / "manifest.json").read_text())
+                return run
+            run._clear_up()
         run.path.mkdir(parents=True, exist_ok=True)
         run.manifest = {
             "verb": verb,
@@ -109,6 +116,8 @@ class Run:
 
     def note_data(self, path: str | Path, *, role: str, rows: int) -> None:
         """Add a data file to the manifest, with the hash of its content."""
+        if _is_simulated(Path(path)):
+            self.note(synthetic=True)
         entry = {"role": role, "file": Path(path).name, "sha256": sha256(path), "rows": rows}
         self.note(data=[*self.manifest["data"], entry])
 
@@ -125,6 +134,12 @@ class Run:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
+    def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Drop the logged events that `keep` refuses; returns the others."""
+        events = [event for event in self.events() if keep(event)]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in events))
+        return events
+
     def write_predictions(self, name: str, predictions: pd.DataFrame) -> None:
         """Write ``predictions/NAME.parquet``."""
         with whole_file(self.path / "predictions" / f"{name}.parquet") as draft:
@@ -134,6 +149,13 @@ class Run:
         """Write the results, which marks the run as complete."""
         self.note(seconds=round(time.monotonic() - self._started, 1))
         write_json(self.path / "metrics.json", _plain(metrics))
+
+    def _clear_up(self) -> None:
+        """Remove what a kill left: drafts of files, and the stump of a logged line."""
+        for draft in self.path.rglob(".*.part*"):
+            draft.unlink()
+        if (self.path / "metrics.jsonl").exists():
+            self.rewind(lambda _: True)
 
     def _write_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
@@ -148,6 +170,14 @@ def find_runs(path: str | Path) -> list[Run]:
             run.manifest = json.loads((metrics.parent / "manifest.json").read_text())
             runs.append(run)
     return sorted(runs, key=lambda run: (run.manifest["started"], str(run.path)))
+
+
+def _is_simulated(path: Path) -> bool:
+    """Whether a file lies in a directory that `cedilla methylation simulate` wrote."""
+    manifest = path.parent / "manifest.json"
+    if not manifest.exists():
+        return False
+    return bool(json.loads(manifest.read_text()).get("verb") == "methylation simulate")
 
 
 def _plain(value: Any) -> Any:

@@ -184,7 +184,7 @@ def test_files_are_what_the_manifest_says(tmp_path: Path):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["parameters"]["noise"] == 0.1
     assert set(manifest["files"]) == {
-        f"{name}.parquet" for name in ("train", "dev", "test", "calls")
+        f"{name}.parquet" for name in ("train", "dev", "test", "loci", "calls")
     }
     parts = {s: pd.read_parquet(out / f"{s}.parquet") for s in ("train", "dev", "test")}
     assert {s: len(part) for s, part in parts.items()} == {"train": 80, "dev": 10, "test": 10}

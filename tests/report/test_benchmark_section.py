@@ -57,10 +57,15 @@ def test_baselines_are_cnn_kmer_and_random_weights_and_are_told_when_higher(
     finetuned(tmp_path / "cnn", strength=2.0, model="cnn", **run)
     finetuned(tmp_path / "kmer", strength=0.5, model="kmer", epochs=0, **run)
     finetuned(tmp_path / "random", strength=0.4, weights="random", **run)
+    finetuned(tmp_path / "less", strength=3.0, model="cnn", task=TASK, protocol="different split")
     place = stand(tmp_path)
     assert place.ours.model == "mini, lora"
-    assert [score.model for score in place.baselines()] == ["cnn", "kmer", "mini, random weights"]
-    assert "Higher among our own baselines: cnn" in headline(place)
+    assert [score.model for score in place.baselines()] == [
+        "cnn (cnn)",
+        "kmer",
+        "mini, random weights",
+    ]
+    assert "Higher among our own baselines: cnn (cnn)" in headline(place)
 
 
 def test_of_several_models_the_best_on_dev_stands_for_all(tmp_path: Path, finetuned: Any) -> None:

@@ -72,5 +72,5 @@ def test_a_comparison_without_arms_is_an_error_that_names_its_file(
 ) -> None:
     compared(tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text(json.dumps({"label": "x"}))
-    with pytest.raises(InputError, match="metrics.json: has no arms"):
+    with pytest.raises(InputError, match=r"metrics\.json: has no arms"):
         gather([tmp_path])

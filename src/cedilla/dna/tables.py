@@ -109,7 +109,6 @@ def read_sequences(
         frame = _parse_table(path, content, [c for c in (sequence, id) if c])
     wanted = [c for c in (sequence, label, id, *extra) if c]
     stop_on_errors(_missing_columns(frame, wanted, path))
-
     cleaned, problems, notes = _check_sequences(frame, sequence, path)
     ids, id_problems = _check_ids(frame, id, path)
     problems += id_problems
@@ -133,7 +132,7 @@ def _content(path: Path) -> bytes:
     """The bytes of the file, decompressed if they are gzip."""
     if not path.exists():
         names = [beside.name for beside in path.parent.glob("*")]
-        near = difflib.get_close_matches(path.name, names, n=1)
+        near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
         mend = f"did you mean {path.parent / near[0]}?" if near else "check the path"
         raise InputError.one(path, "does not exist", mend)
     if path.is_dir():

@@ -29,6 +29,7 @@ SPECIAL = {
     2: ("<unk>", "<pad>", "<mask>", "<cls>", "<eos>", "<bos>"),
 }
 UNK, PAD, MASK, CLS = range(4)
+NAMED = 5  # sequences that an error names; the rest are counted
 
 # A T C G → 0 1 2 3: the digits of a k-mer's number in base 4. U is T; N and other IUPAC codes are
 # 4; whatever is no nucleotide code is 255.
@@ -141,14 +142,17 @@ class Tokenizer:
     def _encode_pieces(self, pieces: Sequence[str]) -> np.ndarray:
         """<cls> and the tokens of runs of bases and special tokens."""
         arrays = [np.array([CLS], dtype=np.int32)]
+        start = 0
         for piece in pieces:
             if piece in self.special:
                 arrays.append(np.array([self.special.index(piece)], dtype=np.int32))
             elif piece:
-                arrays += self._encode_bases(piece)
+                arrays += self._encode_bases(piece, start)
+            start += len(piece)
         return np.concatenate(arrays)
 
-    def _encode_bases(self, text: str) -> list[np.ndarray]:
+    def _encode_bases(self, text: str, start: int) -> list[np.ndarray]:
+        """The tokens of `text`, which begins at `start` of its sequence."""
         # A character beyond ASCII becomes "?", which is forbidden like any other of its kind.
         digits = _DIGIT[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
         highest = digits.max()
@@ -156,7 +160,7 @@ class Tokenizer:
             return [self._encode_run(digits)]
         if highest == _FORBIDDEN:
             position = int(np.argmax(digits == _FORBIDDEN))
-            raise _UnknownCharacterError(f"{text[position]!r} at position {position + 1}")
+            raise _UnknownCharacterError(f"{text[position]!r} at position {start + position + 1}")
         edges = np.flatnonzero(np.diff(digits == _N)) + 1
         return [
             np.full(len(run), self._first_base + 4, dtype=np.int32)
@@ -174,17 +178,31 @@ class Tokenizer:
         ids[n:] = digits[n * self.k :] + np.int32(self._first_base)
         return ids
 
-    def refuse_long(self, rows: Sequence[np.ndarray]) -> None:
-        """Raise :class:`InputError` naming every row that has more than `max_tokens` tokens."""
-        stop_on_errors(
+    def refuse_long(
+        self,
+        rows: Sequence[np.ndarray],
+        names: Sequence[str] | None = None,
+        *,
+        mend: str = "cut it, or pass truncate=True",
+    ) -> None:
+        """Raise :class:`InputError` with the rows that have more than `max_tokens` tokens.
+
+        `names` say where each row stands, such as ``train.csv line 7``. The first few are named,
+        the others counted.
+        """
+        long = [i for i, row in enumerate(rows) if len(row) > self.max_tokens]
+        problems = [
             Problem(
-                where=f"sequence {number}",
-                what=f"has {len(row):,} tokens; the model takes {self.max_tokens:,}",
-                mend="cut it, or pass truncate=True",
+                where=names[i] if names else f"sequence {i + 1}",
+                what=f"has {len(rows[i]):,} tokens; the model takes {self.max_tokens:,}",
+                mend=mend,
             )
-            for number, row in enumerate(rows, start=1)
-            if len(row) > self.max_tokens
-        )
+            for i in long[:NAMED]
+        ]
+        if len(long) > NAMED:
+            what = f"{len(long):,} in all have too many tokens"
+            problems.append(Problem(where="sequences", what=what, mend=mend))
+        stop_on_errors(problems)
 
 
 class _UnknownCharacterError(ValueError):

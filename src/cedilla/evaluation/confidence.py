@@ -136,8 +136,8 @@ def paired_block_bootstrap(
         A :class:`Difference` per metric. The interval is the expanded percentile interval, whose
         tails allow for few blocks. p is twice the smaller share of draws at or beyond zero, each
         count plus one (so no p is below 2 / (draws + 1) before the same allowance for few
-        blocks), at most 1; it is below 1 - `level` where the interval leaves out zero. Predictions
-        that score the same in every draw have p = 1.
+        blocks), at most 1, so that p and interval agree about zero. Predictions that score the
+        same in every draw have p = 1.
 
     Notes
     -----

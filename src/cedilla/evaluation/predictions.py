@@ -6,7 +6,7 @@ Columns: ``id``, ``label``, and ``probability`` (of class 1) or ``probability_0`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ TEXT = ("id", "arm", "split", "seed", "block")
 WHOLE = "all"  # the name of a set where the file has neither split nor arm
 # Probabilities in half precision add up to 1 only so well.
 SUM_TOLERANCE = 0.01
+# The rows (N,) of a kind, what is wrong with row k, and the mend.
+Kind = tuple[Any, Callable[[int], str], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,45 +130,47 @@ def _check_rows(
     table: pd.DataFrame, frame: pd.DataFrame, columns: Sequence[str], path: Path
 ) -> list[Problem]:
     """Every kind of row that cannot be used: the first few, and how many there are."""
-    p, classes = table[list(columns)].to_numpy(), max(2, len(columns))
-    missing, outside = np.isnan(p).any(axis=1), ((p < 0) | (p > 1)).any(axis=1)
-    uneven = (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE) & (len(columns) > 1)
-    label, empty = table["label"], table["id"] == ""
-    known = (label >= 0) & (label < classes) & (label % 1 == 0)
-    worst = p[np.arange(len(p)), np.abs(np.nan_to_num(p, nan=0.5) - 0.5).argmax(axis=1)]
-    written = frame["label"].tolist()
-
-    def the(what: str) -> Any:
-        return lambda _: what
-
-    kinds = [
-        (empty, the("the id is empty"), "name the row"),
-        (
-            table.duplicated(["set", "seed", "id"]) & ~empty,
-            the("the id stands further up already"),
-            "keep one row per id, seed, split and arm",
-        ),
-        (~known, lambda k: f"label {written[k]} is no class", f"use 0 to {classes - 1}"),
-        (missing, the("a probability is missing or no number"), "predict that row again"),
-        (
-            outside,
-            lambda k: f"probability {worst[k]:g} is outside [0, 1]",
-            "give probabilities, not logits or percent",
-        ),
-        (
-            uneven & ~missing & ~outside,
-            the("its probabilities do not add up to 1"),
-            "give the softmax of the logits",
-        ),
-    ]
     record = frame.attrs["record"]
     names = [f"{record} {n} id {i}" for n, i in zip(table.index, table["id"], strict=True)]
-    return [p for wrong, what, mend in kinds for p in _listed(path, names, wrong, what, mend)]
+    written, classes = frame["label"].tolist(), max(2, len(columns))
+    kinds = [
+        *_bad_rows(table, written, classes),
+        *_bad_probabilities(table[list(columns)].to_numpy()),
+    ]
+    problems = []
+    for wrong, what, mend in kinds:
+        at = np.flatnonzero(wrong).tolist()
+        problems += listed(path, [names[k] for k in at], _at(what, at), mend)
+    return problems
 
 
-def _listed(path: Path, names: Sequence[str], wrong: Any, what: Any, mend: str) -> list[Problem]:
-    at = np.flatnonzero(wrong).tolist()
-    return listed(path, [names[k] for k in at], lambda k: what(at[k]), mend)
+def _at(what: Callable[[int], str], rows: Sequence[int]) -> Callable[[int], str]:
+    return lambda k: what(rows[k])
+
+
+def _bad_rows(table: pd.DataFrame, written: Sequence[Any], classes: int) -> Iterator[Kind]:
+    label, empty = table["label"], table["id"] == ""
+    twice = table.duplicated(["set", "seed", "id"]) & ~empty
+    known = (label >= 0) & (label < classes) & (label % 1 == 0)
+    yield empty, lambda _: "the id is empty", "name the row"
+    once = "keep one row per id, seed, split and arm"
+    yield twice, lambda _: "the id stands further up already", once
+    yield ~known, lambda k: f"label {written[k]} is no class", f"use 0 to {classes - 1}"
+
+
+def _bad_probabilities(p: NDArray[np.float64]) -> Iterator[Kind]:
+    """`p` (N, 1) or (N, C)."""
+    missing, outside = np.isnan(p).any(axis=1), ((p < 0) | (p > 1)).any(axis=1)
+    worst = np.abs(np.nan_to_num(p, nan=0.5) - 0.5).argmax(axis=1)
+    uneven = (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE) & (p.shape[1] > 1) & ~missing & ~outside
+    yield missing, lambda _: "a probability is missing or no number", "predict that row again"
+    yield (
+        outside,
+        lambda k: f"probability {p[k, worst[k]]:g} is outside [0, 1]",
+        "give probabilities, not logits or percent",
+    )
+    softmax = "give the softmax of the logits"
+    yield uneven, lambda _: "its probabilities do not add up to 1", softmax
 
 
 def _check_set(part: pd.DataFrame, path: Path, name: str) -> list[Problem]:

@@ -49,10 +49,11 @@ def simulate(
 ) -> Path:
     """Simulate loci with sequence, per-CpG methylation and a label.
 
-    Writes train.parquet, dev.parquet and test.parquet (a locus a row; label 1 is methylated; its
-    CpGs' 0-based positions, betas and coverage as lists, null where not measured), calls.parquet
-    (a measured CpG a row, with the locus as chromosome) and manifest.json. The same arguments
-    give the same bytes. A directory that already holds this very simulation is left as it is.
+    Writes train.parquet, dev.parquet, test.parquet and all three as loci.parquet (a locus a row;
+    label 1 is methylated; its CpGs' 0-based positions, betas and coverage as lists, null where
+    not measured), calls.parquet (a measured CpG a row, with the locus as chromosome) and
+    manifest.json. The same arguments give the same bytes. A directory that already holds this
+    very simulation is left as it is.
 
     Example: cedilla methylation simulate --out simulated --noise 0.1
 
@@ -204,6 +205,7 @@ def _write_tables(loci: pd.DataFrame, out: Path) -> dict[str, str]:
         )
         for split in SPLITS
     }
+    tables["loci.parquet"] = pa.Table.from_pandas(loci, schema=LOCI_SCHEMA, preserve_index=False)
     tables["calls.parquet"] = pa.Table.from_pandas(calls_table(loci), preserve_index=False)
     for name, table in tables.items():
         with whole_file(out / name) as draft:

@@ -112,8 +112,6 @@ def best_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
     fp = _at_or_above(np.bincount(group[labels == 0], minlength=len(values)))
     cells = np.stack([fp[0] - fp, fp, tp[0] - tp, tp], axis=-1).reshape(-1, 2, 2)
     scores = _mcc(cells)
-    # With a probability of exactly 1, no threshold up to 1 calls every row negative.
-    scores[-1] = -1.0 if values[-1] == 1 else scores[-1]
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
     cut = best[np.argmax((high - low)[best])]
     middle = (low[cut] + high[cut]) / 2

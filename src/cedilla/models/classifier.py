@@ -34,8 +34,9 @@ class SequenceClassifier(nn.Module):
         hidden_size: int = encoder.config.hidden_size  # type: ignore[union-attr, assignment]
         self.encoder = encoder
         self.pooling: Pooling = pooling
-        self.fusion = LocusFusion(features, hidden_size) if features else None
+        # The head is drawn first, so that it starts alike with and without a fusion.
         self.head = ClassificationHead(hidden_size, outputs, dropout=dropout)
+        self.fusion = LocusFusion(features, hidden_size) if features else None
 
     def forward(self, ids: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
         hidden = self.encoder.encode(ids, mask)  # type: ignore[operator]

@@ -58,10 +58,13 @@ def save_directory(
 def read_config(path: Path) -> NTConfig:
     """The configuration in a ``config.json``; raises :class:`InputError`."""
     try:
-        return NTConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("holds no settings")
+        return NTConfig.from_dict(values)
     except FileNotFoundError:
         raise InputError.one(path, "not found", "name a directory with a model in it") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError.one(path, str(error), "is it a Nucleotide Transformer?") from None
 
 

@@ -119,7 +119,8 @@ def load(name_or_dir: str | Path) -> NucleotideTransformer:
     MissingData
         When the weights are published elsewhere and cannot be had.
     """
-    if (Path(name_or_dir) / "config.json").exists():
+    known = str(name_or_dir) in (*CARDS, *ALIASES)
+    if (Path(name_or_dir) / "config.json").exists() or (Path(name_or_dir).is_dir() and not known):
         return load_directory(name_or_dir)
     found = card(str(name_or_dir))
     if found.kind == "baseline":

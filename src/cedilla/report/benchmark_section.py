@@ -41,8 +41,9 @@ class Standing:
         return [score for score in self.panel.scores if score.kind == "published"]
 
     def baselines(self) -> list[Score]:
+        """Those that were trained by the same protocol as our model."""
         rivals = [score for score in self.panel.scores if score.kind == "baseline"]
-        return [score for score in rivals if score is not self.ours]
+        return [s for s in rivals if s is not self.ours and s.note == self.ours.note]
 
 
 def standings(results: Sequence[Result]) -> list[Standing]:

@@ -91,7 +91,7 @@ def _by_epoch(
         axes.legend(handlelength=2.6, **({} if look.narrow else above))
 
 
-def test_curves(curves: Sequence[Curve], look: Look) -> Figure:
+def ranking_curves(curves: Sequence[Curve], look: Look) -> Figure:
     """ROC and precision–recall of several runs on their test rows; dotted lines are chance."""
     figure = blank(
         look, (7.4 if look.narrow else 4.35) + (0.4 if look.narrow else 0.2) * len(curves)

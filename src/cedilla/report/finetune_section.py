@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from cedilla.metrics.classification import classification_metrics
-from cedilla.report.figures import Curve, History, test_curves, training_history
+from cedilla.report.figures import Curve, History, ranking_curves, training_history
 from cedilla.report.look import pictures
 from cedilla.report.methylation_section import SYNTHETIC
 from cedilla.report.page import Block, Cell, Group, Paragraph, Picture, Section, Table
@@ -161,10 +161,10 @@ def _curves(results: Sequence[Result], *, first: int) -> list[Picture]:
 def _curve_picture(curves: Sequence[Curve], page: int) -> Picture:
     values = [f"{c.name} AUROC {decimal(c.auroc)}, AUPRC {decimal(c.auprc)}" for c in curves]
     return Picture(
-        name=numbered("test_curves", page),
+        name=numbered("ranking_curves", page),
         alt=f"ROC and precision–recall curves: {'; '.join(values)}.",
         caption="Ranking of the test rows. Dotted: chance, and each run's prevalence.",
-        images=pictures(partial(test_curves, curves)),
+        images=pictures(partial(ranking_curves, curves)),
     )
 
 

@@ -96,7 +96,7 @@ def _png(figure: Figure) -> bytes:
     # 256 colours are plenty for lines on paper, and make a quarter of the bytes.
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     file = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(file, "png")
     return file.getvalue()
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from cedilla.report.look import CSS_PIXELS, FILE_PIXELS, Look
 
@@ -126,7 +125,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"source": _source, "code": _code}
+        environment.filters["source"] = _source
         environment.globals["size"] = _size
         return environment.get_template("template.html").render(page=self)
 
@@ -134,14 +133,6 @@ class Page:
 def _unbroken(value: object) -> object:
     """Keep a per cent sign on the line of its number."""
     return value.replace(" %", "\u00a0%") if type(value) is str else value
-
-
-def _code(text: str) -> Markup:
-    """Text in which what stands between backticks is set as code."""
-    parts = [escape(part) for part in text.split("`")]
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
-    )
 
 
 def _source(picture: Picture, *, dark: bool, narrow: bool) -> str:

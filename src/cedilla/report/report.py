@@ -42,7 +42,7 @@ def report(runs: tuple[Path, ...], *, out: Path | None = None, title: str | None
     -------
     Path
         The page, ``report.html``. Its path is also printed. Beside it, in ``plots/``, lie the
-        figures as PNG: ``training_history.png``, ``test_curves.png``, ``gue_benchmark.png`` and
+        figures as PNG: ``training_history.png``, ``ranking_curves.png``, ``gue_benchmark.png`` and
         ``methylation.png``, those that the runs give, and numbered ones where one does not do.
 
     Raises
@@ -112,9 +112,10 @@ def _findings(
 ) -> list[Finding]:
     """The headlines: what methylation adds, the published comparison, what is simulated."""
     own = [result for result in finetuned if not result.metrics.get("task")]
+    fair_first = sorted(places, key=lambda place: not place.ours.comparable)
     texts = {
         "Methylation": [_verdict(result) for result in compared if not result.synthetic],
-        "Benchmark": [headline(place) for place in places][:2],
+        "Benchmark": [headline(place) for place in fair_first][:2],
         "Fine-tuned": [score_sentence(result) for result in own if not result.synthetic][:2],
         "Synthetic: no evidence about biology": [
             *[score_sentence(result) for result in own if result.synthetic][:2],

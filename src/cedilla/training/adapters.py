@@ -16,6 +16,8 @@ from cedilla.models.classifier import SequenceClassifier
 
 Method = Literal["full", "lora", "head"]
 LORA_TARGETS = ("query", "key", "value", "dense")
+# The output layer of pre-training, which a classifier does not run.
+_UNUSED = "encoder.lm_head."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,10 @@ class LoRA:
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """What is trained: parameters counted once each, and the modules that adapters matched."""
+    """What is trained: parameters counted once each, and the modules that adapters matched.
+
+    The output layer of pre-training is neither trained nor counted.
+    """
 
     trainable: int
     total: int
@@ -57,7 +62,10 @@ def prepare(model: SequenceClassifier, method: Method, lora: LoRA) -> Trainable:
     if method == "lora":
         modules = match_modules(model.encoder, lora.targets)
         _add_lora(model.encoder, modules, lora)
-    counted = {id(p): p for p in model.parameters()}.values()
+    for name, parameter in model.named_parameters():
+        if name.startswith(_UNUSED):
+            parameter.requires_grad_(False)
+    counted = [p for name, p in model.named_parameters() if not name.startswith(_UNUSED)]
     return Trainable(
         sum(p.numel() for p in counted if p.requires_grad),
         sum(p.numel() for p in counted),

@@ -15,7 +15,7 @@ from cedilla.dna.tables import SequenceTable
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import InputError
 from cedilla.evaluation.confidence import block_bootstrap
-from cedilla.metrics.classification import classification_metrics
+from cedilla.metrics.classification import METRICS, classification_metrics
 from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.heads import Pooling
 from cedilla.models.zoo import FROM_SCRATCH, build
@@ -93,6 +93,10 @@ def finetune(
         `random` starts from random weights: the control for what pre-training brings.
     learning_rate:
         Highest rate; by default what suits the method and the model's size.
+    batch_size:
+        Sequences per step.
+    epochs:
+        Passes over the training rows, at most.
     patience:
         Stop after this many epochs without a better dev metric; 0 never stops.
     select:
@@ -280,7 +284,9 @@ def _finish(
     for split, table in splits:
         run.write_predictions(split, _predictions(table, probabilities[split], split, seed))
         metrics[split] = classification_metrics(labels_of(table), probabilities[split])
-    intervals = block_bootstrap(labels_of(splits.test), probabilities["test"], None)
+    intervals = block_bootstrap(
+        labels_of(splits.test), probabilities["test"], None, metrics=METRICS
+    )
     metrics["intervals"] = {"test": {n: [i.low, i.high] for n, i in intervals.items()}}
     run.finish(metrics | facts)
     console.print(_table(metrics))
@@ -308,12 +314,11 @@ def _counts(splits: Splits) -> dict[str, dict[str, int]]:
 
 
 def _table(metrics: dict[str, Any]) -> Table:
-    names = ("accuracy", "f1", "precision", "recall", "mcc", "auroc", "auprc")
     table = Table()
-    for column in ("", *names):
+    for column in ("", *METRICS):
         table.add_column(column, justify="right" if column else "left")
     for split in ("train", "dev", "test"):
-        table.add_row(split, *(f"{metrics[split][name]:.3f}" for name in names))
+        table.add_row(split, *(f"{metrics[split][name]:.3f}" for name in METRICS))
     return table
 
 

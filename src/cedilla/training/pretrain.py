@@ -71,7 +71,9 @@ def pretrain(
     steps:
         Optimiser steps.
     learning_rate:
-        The highest rate, reached after `warmup` steps.
+        The highest rate.
+    warmup:
+        Steps until it is reached.
     validation_share:
         Share of the end of each contig that is held out.
     checkpoint_every:

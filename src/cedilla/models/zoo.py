@@ -59,7 +59,7 @@ CARDS = {
             name="mini",
             summary="embedded: NT v2 over 3-mers, human and four other species",
             parameters=2.3,
-            context=6138,
+            context=6141,
             licence="Apache-2.0",
         ),
         _nt("v2-50m-multi-species", "NT v2, 850 species", 55.9, 12_282),

@@ -59,6 +59,7 @@ class Finetuner:
                 {"params": others, "weight_decay": 0.0},
             ],
             lr=schedule.learning_rate,
+            fused=True,
         )
 
     def fit(self, run: Run, train: SequenceData, dev: SequenceData) -> dict[str, Any]:

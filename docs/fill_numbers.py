@@ -1,0 +1,249 @@
+"""Write the numbers of the README and the guides from run directories.
+
+    .venv/bin/python docs/fill_numbers.py runs/guide runs/methylation_h3k4me3 runs/gue
+
+Each ``<!-- numbers:NAME -->`` … ``<!-- /numbers -->`` is filled in from the runs that it speaks of;
+where they are not among those given, it stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cedilla.errors import InputError, MissingData
+from cedilla.files import write_text
+from cedilla.report.benchmark_section import headline, standings
+from cedilla.report.dot_rows import METRICS, arm_name, arms_of
+from cedilla.report.results import Gathered, Result, gather
+from cedilla.report.wording import count, decimal, interval, known_bounds, p_value, signed
+from cedilla.tasks.catalogue import find_task
+from cedilla.tasks.download import locate
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+DOCUMENTS = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
+MARKED = re.compile(r"<!-- numbers:(\S+) -->\n.*?<!-- /numbers -->", re.DOTALL)
+LABEL = "gm12878_H3K4me3"
+BETA = "beta_median_sesame450k"
+
+
+def methylation(gathered: Gathered) -> str:
+    """The arms of the experiment on H3K4me3, and its verdict."""
+    result = _real_comparison(gathered)
+    metrics, n = result.metrics, result.metrics["n"]
+    rows = [
+        [
+            arm_name(arm),
+            *(_with_interval(scores, m) for m in METRICS),
+            decimal(scores["sd"]["auroc"]),
+        ]
+        for arm, scores in ((arm, metrics["arms"][arm]) for arm in arms_of(metrics))
+    ]
+    seeds = len(result.run.manifest["seeds"])
+    verdict = metrics["verdict"]
+    return "\n\n".join(
+        [
+            f"{count(n['train'])} loci to train, {count(n['dev'])} for thresholds, "
+            f"{count(n['test'])} to test; test prevalence {decimal(metrics['prevalence'])}; learner "
+            f"`{metrics['model']}`, {seeds} seed{'s' * (seeds != 1)}." + _short(result, gathered),
+            _table(["Arm", *METRICS.values(), "SD of AUROC over seeds"], rows),
+            f"**Verdict: {verdict['call']}.** {verdict['sentence']}",
+            "\n".join(f"- {limit}" for limit in verdict["limits"]),
+        ]
+    )
+
+
+def differences(gathered: Gathered) -> str:
+    """The paired differences of the same experiment."""
+    rows = [
+        [
+            f"{arm_name(d['arm'])} − {arm_name(d['against'])}",
+            METRICS[d["metric"]],
+            signed(d["difference"]),
+            f"{signed(d['low'])} to {signed(d['high'])}",
+            p_value(d["p"]),
+            decimal(d["smallest_detectable"]),
+        ]
+        for d in _real_comparison(gathered).metrics["differences"]
+    ]
+    head = ["Arms", "Metric", "Difference", "95 % interval", "p", "Smallest detectable"]
+    return _table(head, rows)
+
+
+def hm27(_: Gathered) -> str:
+    """What in the 27k table invites misreading."""
+    table = pd.read_parquet(locate(find_task("hm27"), "all"))
+    autosomal = ~table["chrom_hg19"].isin(["chrX", "chrY"])
+    measured, label = table[BETA].notna(), table[LABEL]
+    islands = table[table["cgi_ucsc_hg19"]].groupby("chrom_hg19")[BETA].median()
+    near = (table["dist_tss"] <= 1500).sum() / table["dist_tss"].notna().sum()
+    facts = [
+        ("Loci; with a beta", f"{count(len(table))}; {count(measured.sum())}"),
+        ("Known distances to the TSS within 1.5 kb", f"{near:.0%}"),
+        ("H3K4me3 among autosomal loci with a beta", f"{label[autosomal & measured].mean():.1%}"),
+        ("H3K4me3 among those without", f"{label[autosomal & ~measured].mean():.1%}"),
+        ("Median beta of island loci on chr22", decimal(islands["chr22"])),
+        ("Median beta of island loci on chrX", decimal(islands["chrX"])),
+    ]
+    return _table(["In the 27k table", ""], facts)
+
+
+def guide(gathered: Gathered) -> str:
+    """The guide's experiment: the model of sequence, and the arms that see the methylation."""
+    tuned = _by_noise(gathered, "finetune")
+    compared = _by_noise(gathered, "compare")
+    names = ("accuracy", "f1", "precision", "recall", "mcc", "auroc")
+    rows = [
+        [f"{noise:g}", split, *(decimal(m[name]) for name in names), count(m["n"])]
+        for noise, result in tuned.items()
+        for split, m in ((split, result.metrics[split]) for split in ("train", "dev", "test"))
+    ]
+    arms = [
+        [f"{noise:g}", arm_name(arm), *(_with_interval(scores, m) for m in ("auroc", "mcc"))]
+        for noise, result in compared.items()
+        for arm, scores in ((arm, result.metrics["arms"][arm]) for arm in arms_of(result.metrics))
+    ]
+    first = next(iter(tuned.values()))
+    return "\n\n".join(
+        [
+            f"`{first.model}` fine-tuned on sequence by {first.metrics['method']}, "
+            f"{count(first.metrics['trainable'])} of {count(first.metrics['parameters'])} "
+            f"parameters.{_short(first, gathered)}",
+            _table(["Noise", "Split", *names[:4], "MCC", "AUROC", "n"], rows),
+            "The arms, each a boosting on k-mers and beta, on the test loci with a beta:",
+            _table(["Noise", "Arm", "AUROC", "MCC"], arms),
+        ]
+    )
+
+
+def gue(gathered: Gathered) -> str:
+    """Each benchmark task: our models, our baselines and the published values, best first."""
+    places = standings(gathered.of("finetune"))
+    if not places:
+        raise MissingData.one("gue", "no run on a GUE task was given", "`cedilla run gue`")
+    parts = []
+    for place in places:
+        rows = [
+            [
+                score.model,
+                decimal(score.value),
+                interval(score.bounds),
+                _origin(score.kind),
+                score.note,
+            ]
+            for score in place.panel.scores
+        ]
+        head = ["Model", f"Test {place.panel.metric}", "95 % interval", "From", "Protocol"]
+        parts += [f"**{place.panel.task}.** {headline(place)}", _table(head, rows)]
+    parts += filter(None, [_short(places[0].runs[0], gathered).strip()])
+    return "\n\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[Gathered], str]] = {
+    "h3k4me3": methylation,
+    "h3k4me3-differences": differences,
+    "hm27": hm27,
+    "guide": guide,
+    "gue": gue,
+}
+
+
+def fill(text: str, gathered: Gathered) -> tuple[str, list[str]]:
+    """`text` with its blocks filled in, and for each block that could not be, why."""
+    unfilled = []
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in BLOCKS:
+            known = ", ".join(BLOCKS)
+            raise InputError.one(f"numbers:{name}", "is no block", f"known are {known}")
+        try:
+            body = BLOCKS[name](gathered)
+        except MissingData as error:
+            unfilled.append(f"{name} stays as it is: {error.problems[0]}")
+            return match[0]
+        return f"<!-- numbers:{name} -->\n{body}\n<!-- /numbers -->"
+
+    return MARKED.sub(replaced, text), unfilled
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Fill in all documents."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    gathered = gather(parser.parse_args(words).runs)
+    for document in DOCUMENTS:
+        text, unfilled = fill(document.read_text(encoding="utf-8"), gathered)
+        write_text(document, text)
+        for line in unfilled:
+            print(f"{document.name}: {line}")
+
+
+def _real_comparison(gathered: Gathered) -> Result:
+    runs = [r for r in gathered.of("compare") if r.metrics["label"] == LABEL and not r.synthetic]
+    return _only(runs, f"comparison on {LABEL}", "`cedilla run methylation_h3k4me3`")
+
+
+def _by_noise(gathered: Gathered, verb: str) -> dict[float, Result]:
+    """The runs of a verb on simulated loci, by the noise of their simulation."""
+    runs = [result for result in gathered.of(verb) if result.synthetic]
+    noises = sorted(set(map(_noise, runs))) or [0.0]
+    return {
+        noise: _only(
+            [result for result in runs if _noise(result) == noise],
+            f"{verb} on simulated loci of noise {noise:g}",
+            "`cedilla run guide`",
+        )
+        for noise in noises
+    }
+
+
+def _noise(result: Result) -> float:
+    """configs/guide.yaml puts the simulation beside the runs on it, as ``data``."""
+    manifest = result.run.path.parent / "data" / "manifest.json"
+    return float(json.loads(manifest.read_text(encoding="utf-8"))["parameters"]["noise"])
+
+
+def _only(runs: Sequence[Result], what: str, command: str) -> Result:
+    if not runs:
+        raise MissingData.one(what, "no such run was given", command)
+    if len(runs) > 1:
+        places = ", ".join(str(result.run.path) for result in runs)
+        raise InputError.one(what, f"stands in several runs: {places}", "give one of them")
+    return runs[0]
+
+
+def _short(result: Result, gathered: Gathered) -> str:
+    """Numbers of a short form must not pass for those of the full one."""
+    short = any(
+        parent.run.manifest.get("short") and parent.run.path in result.run.path.parents
+        for parent in gathered.parents
+    )
+    return " Short form, with fewer rows and seeds than the full one." if short else ""
+
+
+def _with_interval(scores: dict[str, Any], metric: str) -> str:
+    bounds = known_bounds(scores["interval"][metric])
+    return f"{decimal(scores[metric])}" + (f" ({interval(bounds)})" if bounds else "")
+
+
+def _origin(kind: str) -> str:
+    return {"ours": "Cedilla", "baseline": "our baseline"}.get(kind, "published")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; columns of numbers are set to the right."""
+    numeric = np.all([[cell[:1] in "0123456789+−–<" for cell in row] for row in rows], axis=0)
+    rule = ["---:" if right else "---" for right in numeric]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+
+if __name__ == "__main__":
+    main()

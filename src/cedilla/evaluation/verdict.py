@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Call = Literal["adds", "adds nothing measurable", "hurts"]
 CONTROLS = ("shuffled", "missing")
+CEILING = 0.9995
 
 
 def verdict(
@@ -48,13 +49,14 @@ def verdict(
 def _lead(call: Call, main: dict[str, Any], arms: dict[str, dict[str, Any]], label: str) -> str:
     against = main["against"].replace("+", " and ")
     with_beta, without = arms[main["arm"]]["auroc"], arms[main["against"]]["auroc"]
+    preposition = {"adds": "to", "hurts": "beside", "adds nothing measurable": "beyond"}[call]
     text = (
-        f"For {label}, methylation {call}{' to' if call == 'adds' else ' beyond'} {against}: "
-        if call != "hurts"
-        else f"For {label}, methylation hurts beside {against}: "
+        f"For {label}, methylation {call} {preposition} {against}: "
+        f"AUROC {with_beta:.3f} against {without:.3f}, {_interval(main)}."
     )
-    text += f"AUROC {with_beta:.3f} against {without:.3f}, {_interval(main)}."
-    if call == "adds nothing measurable":
+    if without >= CEILING:
+        text += " Without it nothing is left to gain."
+    elif call == "adds nothing measurable":
         text += f" A true difference of {main['smallest_detectable']:.3f} would have been found."
     return text
 

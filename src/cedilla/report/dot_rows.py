@@ -200,6 +200,9 @@ def _differences(
         axes.hlines(row, d["low"], d["high"], color=color, linewidth=2)
         face = color if clear else look.paper
         axes.plot(d["difference"], row, "o", color=color, mfc=face, mew=1.5)
+    low, high = axes.get_xlim()
+    # Differences that are all zero would otherwise be shown at the scale of rounding errors.
+    axes.set_xlim(min(low, -0.02), max(high, 0.02))
     title(axes, f"Difference in {METRICS[metric]}", look)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from cedilla.dna import alphabet
 from cedilla.dna.tokenizer import CLS, MASK, Tokenizer
-from cedilla.errors import InputError
+from cedilla.errors import InputError, MissingData
 
 _N = alphabet.BASES.index("N")
 
@@ -31,24 +32,41 @@ class Genome:
         return sum(int((contig != _N).sum()) for contig in self.contigs)
 
 
-def read_genomes(sources: Sequence[str]) -> list[Genome]:
+def find_genome(source: str, data_dir: Path | None = None) -> tuple[Path, float | None]:
+    """The file and the weight of ``PATH`` or ``PATH=WEIGHT``.
+
+    A relative path is looked for here, in `data_dir`, and in the folder that the environment
+    variable ``CEDILLA_DATA`` names.
+    """
+    name, _, weight = source.partition("=")
+    folders = [Path(), *(Path(f) for f in (data_dir, os.environ.get("CEDILLA_DATA")) if f)]
+    for folder in folders:
+        if (folder / name).is_file():
+            break
+    else:
+        raise MissingData.one(name, "not found", "name a FASTA file, or its folder in --data-dir")
+    try:
+        return folder / name, float(weight) if weight else None
+    except ValueError:
+        raise InputError.one(source, f"{weight!r} is no weight", "write PATH=2.5") from None
+
+
+def read_genomes(sources: Sequence[str], data_dir: Path | None = None) -> list[Genome]:
     """Read FASTA files (plain or gzip), given as ``PATH`` or ``PATH=WEIGHT``.
 
     Without a weight, a genome is drawn in proportion to its known bases.
     """
     genomes = []
     for source in sources:
-        path, _, weight = source.partition("=")
-        if not Path(path).is_file():
-            raise InputError.one(path, "not found", "name a FASTA file")
+        path, weight = find_genome(source, data_dir)
         with pysam.FastxFile(path) as file:
             contigs = tuple(
                 alphabet.encode(alphabet.clean(record.sequence or "")) for record in file
             )
-        genome = Genome(Path(path).name, contigs, 0.0)
+        genome = Genome(path.name, contigs, 0.0)
         if genome.known == 0:
             raise InputError.one(path, "holds no bases", "is it a FASTA file?")
-        share = float(weight) if weight else float(genome.known)
+        share = float(genome.known) if weight is None else weight
         genomes.append(Genome(genome.name, contigs, share))
     return genomes
 

@@ -65,17 +65,17 @@ class Finetuner:
     def fit(self, run: Run, train: SequenceData, dev: SequenceData) -> dict[str, Any]:
         """Train; leaves the best weights in the model. Returns the best epoch's event."""
         last, best = run.path / "checkpoints" / "last", run.path / "checkpoints" / "best"
-        first = load_state(last, self.model, self.optimiser)
-        # A kill between the checkpoint and the log leaves an event too many or none too few.
-        events = [e for e in run.events() if e["event"] == "epoch"][:first]
+        first = load_state(last, self.model, self.optimiser, self.scaler)
+        # An epoch is logged before its checkpoint: a kill between the two leaves an event too many.
+        events = run.rewind(lambda event: event["epoch"] <= first)
         while first < self.schedule.epochs and not self._exhausted(events):
             event = self._epoch(first, train, dev)
             events.append(event)
             run.log(**event)
             if self._best(events) is event:
-                save_state(best, self.model, self.optimiser, step=first + 1)
+                save_state(best, self.model, self.optimiser, self.scaler, step=first + 1)
             first += 1
-            save_state(last, self.model, self.optimiser, step=first)
+            save_state(last, self.model, self.optimiser, self.scaler, step=first)
         load_weights(best, self.model)
         return self._best(events)
 
@@ -128,20 +128,17 @@ class Finetuner:
                 train.shuffled(schedule.batch_size, rng, strands=schedule.strands)
             ):
                 losses.append(self._step(batch, (epoch * steps + i) / (schedule.epochs * steps)))
-                if not math.isfinite(losses[-1]):
-                    raise InputError.one(
-                        f"epoch {epoch + 1}, rows {batch.rows[:8].tolist()}…",
-                        "the loss is not finite",
-                        "lower --learning-rate",
-                    )
+                _refuse_divergence(losses[-1], f"epoch {epoch + 1}, step {i + 1}")
                 bar.update(task, advance=1, description=f"{label}, loss {losses[-1]:.3f}")
         logits = self.logits(dev, "dev")
         probabilities = torch.softmax(logits, -1).numpy()
+        dev_loss = F.cross_entropy(logits, dev.labels).item()
+        _refuse_divergence(dev_loss, f"epoch {epoch + 1}, dev")
         return {
             "event": "epoch",
             "epoch": epoch + 1,
             "train_loss": float(np.mean(losses)),
-            "dev_loss": F.cross_entropy(logits, dev.labels).item(),
+            "dev_loss": dev_loss,
             "dev": classification_metrics(dev.labels.numpy(), probabilities),
             "seconds": round(time.monotonic() - clock, 2),
         }
@@ -181,3 +178,8 @@ class Finetuner:
         if not events or not self.schedule.patience:
             return False
         return len(events) - self._best(events)["epoch"] >= self.schedule.patience
+
+
+def _refuse_divergence(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
+        raise InputError.one(where, "the loss is not finite", "lower --learning-rate")

@@ -19,6 +19,7 @@ from cedilla.run_directory import Run
 from cedilla.training.checkpoint import load_state, save_state
 from cedilla.training.genomes import (
     WindowSampler,
+    find_genome,
     mask_tokens,
     read_genomes,
     split,
@@ -44,6 +45,7 @@ def pretrain(
     warmup: int = 200,
     validation_share: float = 0.02,
     checkpoint_every: int = 200,
+    data_dir: Path | None = None,
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
@@ -78,6 +80,8 @@ def pretrain(
         Share of the end of each contig that is held out.
     checkpoint_every:
         Steps between validations and checkpoints.
+    data_dir:
+        Where to look for the genomes, beside the folder here.
     seed:
         Of the weights, the windows and the masks.
     resume:
@@ -109,9 +113,9 @@ def pretrain(
         return out
     run = Run.start(out, verb="pretrain", config=settings, resume=resume)
     tokenizer = Tokenizer.for_model(model)
-    train, held_out = split(read_genomes(genomes), validation_share)
-    for path in genomes:
-        run.note_data(path.partition("=")[0], role="genome", rows=0)
+    train, held_out = split(read_genomes(genomes, data_dir), validation_share)
+    for source in genomes:
+        run.note_data(find_genome(source, data_dir)[0], role="genome", rows=0)
     length = (tokens - 1) * k
     trainer = Pretrainer(
         model,

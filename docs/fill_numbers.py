@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cedilla.files import write_text
 from cedilla.report.benchmark_section import headline, standings
 from cedilla.report.dot_rows import METRICS, arm_name, arms_of
 from cedilla.report.results import Gathered, Result, gather
-from cedilla.report.wording import count, decimal, interval, known_bounds, p_value, signed
+from cedilla.report.wording import MISSING, count, decimal, interval, known_bounds, p_value, signed
 from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.download import locate
 
@@ -38,22 +38,15 @@ def methylation(gathered: Gathered) -> str:
     """The arms of the experiment on H3K4me3, and its verdict."""
     result = _real_comparison(gathered)
     metrics, n = result.metrics, result.metrics["n"]
-    rows = [
-        [
-            arm_name(arm),
-            *(_with_interval(scores, m) for m in METRICS),
-            decimal(scores["sd"]["auroc"]),
-        ]
-        for arm, scores in ((arm, metrics["arms"][arm]) for arm in arms_of(metrics))
-    ]
     seeds = len(result.run.manifest["seeds"])
     verdict = metrics["verdict"]
     return "\n\n".join(
         [
             f"{count(n['train'])} loci to train, {count(n['dev'])} for thresholds, "
-            f"{count(n['test'])} to test; test prevalence {decimal(metrics['prevalence'])}; learner "
-            f"`{metrics['model']}`, {seeds} seed{'s' * (seeds != 1)}." + _short(result, gathered),
-            _table(["Arm", *METRICS.values(), "SD of AUROC over seeds"], rows),
+            f"{count(n['test'])} to test; test prevalence {decimal(metrics['prevalence'])}; "
+            f"learner `{metrics['model']}`, {seeds} seed{'s' * (seeds != 1)}."
+            + _short(result, gathered),
+            _table(["Arm", *METRICS.values(), "SD of AUROC over seeds"], _arms(metrics, METRICS)),
             f"**Verdict: {verdict['call']}.** {verdict['sentence']}",
             "\n".join(f"- {limit}" for limit in verdict["limits"]),
         ]
@@ -83,12 +76,15 @@ def hm27(_: Gathered) -> str:
     autosomal = ~table["chrom_hg19"].isin(["chrX", "chrY"])
     measured, label = table[BETA].notna(), table[LABEL]
     islands = table[table["cgi_ucsc_hg19"]].groupby("chrom_hg19")[BETA].median()
-    near = (table["dist_tss"] <= 1500).sum() / table["dist_tss"].notna().sum()
+    distance = table["dist_tss"]
     facts = [
         ("Loci; with a beta", f"{count(len(table))}; {count(measured.sum())}"),
-        ("Known distances to the TSS within 1.5 kb", f"{near:.0%}"),
-        ("H3K4me3 among autosomal loci with a beta", f"{label[autosomal & measured].mean():.1%}"),
-        ("H3K4me3 among those without", f"{label[autosomal & ~measured].mean():.1%}"),
+        (
+            "Largest distance to the TSS; loci where it is unknown",
+            f"{count(distance.max())} bp; {count(distance.isna().sum())}",
+        ),
+        ("H3K4me3 among autosomal loci with a beta", decimal(label[autosomal & measured].mean())),
+        ("H3K4me3 among those without", decimal(label[autosomal & ~measured].mean())),
         ("Median beta of island loci on chr22", decimal(islands["chr22"])),
         ("Median beta of island loci on chrX", decimal(islands["chrX"])),
     ]
@@ -100,15 +96,16 @@ def guide(gathered: Gathered) -> str:
     tuned = _by_noise(gathered, "finetune")
     compared = _by_noise(gathered, "compare")
     names = ("accuracy", "f1", "precision", "recall", "mcc", "auroc")
-    rows = [
-        [f"{noise:g}", split, *(decimal(m[name]) for name in names), count(m["n"])]
-        for noise, result in tuned.items()
-        for split, m in ((split, result.metrics[split]) for split in ("train", "dev", "test"))
-    ]
+    rows = []
+    for noise, result in tuned.items():
+        for split in ("train", "dev", "test"):
+            scores = result.metrics[split]
+            cells = [decimal(scores[name]) for name in names]
+            rows.append([f"{noise:g}", split, *cells, count(scores["n"])])
     arms = [
-        [f"{noise:g}", arm_name(arm), *(_with_interval(scores, m) for m in ("auroc", "mcc"))]
+        [f"{noise:g}", *row[:-1]]
         for noise, result in compared.items()
-        for arm, scores in ((arm, result.metrics["arms"][arm]) for arm in arms_of(result.metrics))
+        for row in _arms(result.metrics, ("auroc", "mcc"))
     ]
     first = next(iter(tuned.values()))
     return "\n\n".join(
@@ -117,7 +114,7 @@ def guide(gathered: Gathered) -> str:
             f"{count(first.metrics['trainable'])} of {count(first.metrics['parameters'])} "
             f"parameters.{_short(first, gathered)}",
             _table(["Noise", "Split", *names[:4], "MCC", "AUROC", "n"], rows),
-            "The arms, each a boosting on k-mers and beta, on the test loci with a beta:",
+            "The arms of `cedilla compare`, on the test loci that have a beta:",
             _table(["Noise", "Arm", "AUROC", "MCC"], arms),
         ]
     )
@@ -229,9 +226,15 @@ def _short(result: Result, gathered: Gathered) -> str:
     return " Short form, with fewer rows and seeds than the full one." if short else ""
 
 
-def _with_interval(scores: dict[str, Any], metric: str) -> str:
-    bounds = known_bounds(scores["interval"][metric])
-    return f"{decimal(scores[metric])}" + (f" ({interval(bounds)})" if bounds else "")
+def _arms(metrics: Mapping[str, Any], chosen: Iterable[str]) -> list[list[str]]:
+    """A row an arm: its name, the chosen metrics with their intervals, the spread of the AUROC."""
+    rows = []
+    for arm in arms_of(metrics):
+        scores = metrics["arms"][arm]
+        bounds = {metric: known_bounds(scores["interval"][metric]) for metric in chosen}
+        cells = [f"{decimal(scores[m])} ({interval(b) or MISSING})" for m, b in bounds.items()]
+        rows.append([arm_name(arm), *cells, decimal(scores["sd"]["auroc"])])
+    return rows
 
 
 def _origin(kind: str) -> str:

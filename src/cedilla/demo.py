@@ -10,9 +10,12 @@ from cedilla.report.report import report
 from cedilla.run_directory import Run
 
 EXPERIMENTS = ("guide", "methylation_h3k4me3", "gue")
+COST = "about 6 minutes on two cores, 2 GB of memory"
 
 
-def demo(*, out: Path = Path("runs/demo"), data_dir: Path | None = None) -> Path:
+def demo(
+    *, out: Path = Path("runs/demo"), data_dir: Path | None = None, dry_run: bool = False
+) -> Path:
     """Run the three experiments in short form and write one report, in minutes.
 
     The guide's experiment on synthetic methylation, the real one on H3K4me3, and two GUE tasks
@@ -26,11 +29,18 @@ def demo(*, out: Path = Path("runs/demo"), data_dir: Path | None = None) -> Path
         The run directory.
     data_dir:
         The first folder in which to look for data.
+    dry_run:
+        Print the commands that it stands for, with time and memory, and stop.
 
     Examples
     --------
     cedilla demo --out runs/demo
     """
+    if dry_run:
+        for name in EXPERIMENTS:
+            run(load_packaged(name), out=out / name, short=True, dry_run=True)
+        console.print(COST)
+        return out
     title = "Cedilla's main job, in short form"
     about = (
         "Three experiments with one seed and fewer rows than their full form: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +15,30 @@ from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
 from cedilla.models.weights import save_directory
 
-MOTIFS = ("", "ACGACGACGACGACG", "TTGTTGTTGTTGTTG")
-SIZES = {"train": 96, "dev": 40, "test": 48}
+MOTIFS = ("", "ACGACGACGACGACGACG", "TTGTTGTTGTTGTTGTTG")
+SIZES = {"train": 128, "dev": 40, "test": 48}
+Tables = dict[str, Path]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The three files of a fine-tuning, as keywords of the verb."""
-
-    train: Path
-    dev: Path
-    test: Path
-
-    @property
-    def keywords(self) -> dict[str, Path]:
-        return {"train": self.train, "dev": self.dev, "test": self.test}
-
-
-def planted(n: int, *, classes: int = 2, length: int = 60, seed: int = 0) -> pd.DataFrame:
-    """Random sequences; the label says which motif stands in it, at a place of its own."""
+def planted(n: int, *, classes: int, seed: int, length: int = 60) -> pd.DataFrame:
+    """Random sequences in which a motif stands at a place of its own; the label says which."""
     rng = np.random.default_rng(seed)
-    labels = np.arange(n) % classes
-    rows = []
+    labels = rng.permutation(np.arange(n) % classes)
+    sequences = []
     for label in labels:
-        bases = "".join(rng.choice(list("ACGT"), length))
-        motif = MOTIFS[label]
+        bases, motif = "".join(rng.choice(list("ACGT"), length)), MOTIFS[label]
         at = rng.integers(0, length - len(motif) + 1)
-        rows.append(bases[:at] + motif + bases[at + len(motif) :])
-    order = rng.permutation(n)
-    return pd.DataFrame({"sequence": rows, "label": labels}).iloc[order].reset_index(drop=True)
+        sequences.append(bases[:at] + motif + bases[at + len(motif) :])
+    return pd.DataFrame({"sequence": sequences, "label": labels})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Models this small are slower on two threads, much slower where these are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -54,28 +48,33 @@ def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("CEDILLA_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def small_cnn(monkeypatch):
-    """The zoo's cnn, 16 wide."""
-    shape = CNNConfig(hidden_size=16, num_hidden_layers=2)
-    monkeypatch.setitem(zoo.FROM_SCRATCH, "cnn", lambda: DilatedCNN(shape))
+@pytest.fixture(scope="session")
+def make_tables(tmp_path_factory) -> Callable[..., Tables]:
+    """Write train, dev and test as CSV.gz; the paths are keywords of the verb."""
 
-
-@pytest.fixture
-def make_tables(tmp_path) -> Callable[..., Tables]:
-    def _make(classes: int = 2, sizes: dict[str, int] = SIZES) -> Tables:
+    def _make(classes: int = 2, noise: float = 0.0) -> Tables:
+        folder = tmp_path_factory.mktemp("tables")
         paths = {}
-        for number, (split, n) in enumerate(sizes.items()):
-            paths[split] = tmp_path / f"{split}.csv.gz"
-            planted(n, classes=classes, seed=number).to_csv(paths[split], index=False)
-        return Tables(**paths)
+        for seed, (split, n) in enumerate(SIZES.items()):
+            table = planted(n, classes=classes, seed=seed)
+            wrong = np.random.default_rng(seed).random(n) < noise
+            table.loc[wrong, "label"] = (table.loc[wrong, "label"] + 1) % classes
+            paths[split] = folder / f"{split}.csv.gz"
+            table.to_csv(paths[split], index=False)
+        return paths
 
     return _make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tables(make_tables) -> Tables:
     return make_tables()
+
+
+@pytest.fixture(scope="session")
+def noisy_tables(make_tables) -> Tables:
+    """A third of the labels are wrong, so that dev gets worse while train gets better."""
+    return make_tables(noise=0.33)
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +95,10 @@ def tiny(tmp_path_factory) -> Path:
     model.initialise()
     save_directory(model, path)
     return path
+
+
+@pytest.fixture
+def small_cnn(monkeypatch):
+    """The zoo's cnn, 16 wide."""
+    shape = CNNConfig(hidden_size=16, num_hidden_layers=2)
+    monkeypatch.setitem(zoo.FROM_SCRATCH, "cnn", lambda: DilatedCNN(shape))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE
 from rich.table import Table
 from scipy.special import expit
 
@@ -19,7 +19,7 @@ from cedilla.evaluation.confidence import (
     paired_block_bootstrap,
     smallest_detectable,
 )
-from cedilla.evaluation.learners import ITERATIONS, BoostedKmers, FusedNetwork, Learner
+from cedilla.evaluation.learners import BoostedKmers, FusedNetwork, Learner
 from cedilla.evaluation.loci import Loci, read_loci
 from cedilla.evaluation.verdict import verdict
 from cedilla.files import sha256, whole_file
@@ -27,7 +27,7 @@ from cedilla.metrics.classification import best_threshold, classification_metric
 from cedilla.models.zoo import card
 from cedilla.progress import console, progress_bar
 from cedilla.run_directory import Run
-from cedilla.tasks.catalogue import find_task, limits_of
+from cedilla.tasks.catalogue import find_by_hash, find_task
 from cedilla.tasks.download import locate
 
 METRICS = ("auroc", "auprc", "mcc")
@@ -122,7 +122,7 @@ def compare(
     if model != "kmer":
         card(model)
     if dry_run:
-        console.print(_estimate(loci, len(chosen) * seeds, model, epochs))
+        console.print(_estimate(loci, len(chosen) * seeds, _learner(loci, model, epochs)))
         return out
     run = Run.start(out, verb="compare", config=settings, resume=resume)
     if run.complete:
@@ -135,9 +135,13 @@ def compare(
     scores = _score_all(run, loci, chosen, _learner(loci, model, epochs), seeds)
     metrics = summarise(loci, scores, annotation=bool(annotation), seed=0)
     metrics |= {"label": label, "beta": beta, "model": model, "n": loci.counts}
-    limits = [*_limits(loci, group, seeds), *limits_of(sha256(path))]
+    known = find_by_hash(sha256(path))
     metrics["verdict"] = verdict(
-        metrics["differences"], metrics["arms"], label=label, limits=limits
+        metrics["differences"],
+        metrics["arms"],
+        label=label,
+        limits=[*_limits(loci, seeds), *(known.limits if known else ())],
+        scope=known.scope if known else "",
     )
     _write_predictions(run, loci, scores)
     run.finish(metrics)
@@ -257,7 +261,7 @@ def _arm_metrics(
     }
 
 
-def _limits(loci: Loci, group: str, seeds: int) -> list[str]:
+def _limits(loci: Loci, seeds: int) -> list[str]:
     """What the evidence cannot speak for, from the data alone."""
     test = loci.splits == "test"
     names = sorted(set(loci.groups[test]))
@@ -293,30 +297,30 @@ def _write_predictions(run: Run, loci: Loci, scores: dict[str, np.ndarray]) -> N
         run.write_predictions(split, pd.concat(frames, ignore_index=True))
 
 
-def _estimate(loci: Loci, cells: int, model: str, epochs: int) -> str:
+def _estimate(loci: Loci, cells: int, learner: Learner) -> str:
     """The plan in a sentence; time is measured on a small part of the work."""
     n = loci.counts
-    plan = f"{n['train']:,} train, {n['dev']:,} dev, {n['test']:,} test rows; {cells} models"
-    if model != "kmer":
-        bases = sum(map(len, loci.sequences))
-        return f"{plan}, each fine-tuned for {epochs} epochs on {bases / 1e6:.1f} Mb"
-    learner = BoostedKmers(loci.sequences, loci.labels, loci.splits == "train")
-    clock = time.monotonic()
-    learner.fit(learner.kmers, 0, iterations=20)
-    seconds = (time.monotonic() - clock) * ITERATIONS / 20 * cells
+    seconds, memory = learner.cost()
     return (
-        f"{plan}, about {seconds / 60:.0f} minutes, {learner.kmers.nbytes * 4 / 1e9 + 0.5:.1f} GB"
+        f"{n['train']:,} train, {n['dev']:,} dev, {n['test']:,} test rows; {cells} models, about "
+        f"{seconds * cells / 60:.0f} minutes, {memory:.1f} GB of memory"
     )
 
 
 def _table(metrics: dict[str, Any]) -> Table:
-    table = Table(title=f"{metrics['label']}, test prevalence {metrics['prevalence']:.3f}")
-    table.add_column("arm")
+    prevalence = metrics["prevalence"]
+    table = Table(
+        title=f"{metrics['label']}: test prevalence {prevalence:.3f}, 95 % intervals",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    table.add_column("arm", no_wrap=True)
     for name in METRICS:
-        table.add_column(f"{name} [95 % interval]", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for arm, values in metrics["arms"].items():
         cells = [
-            "{:.3f} [{:.3f}, {:.3f}]".format(values[name], *values["interval"][name])
+            "{:.3f} {:.2f}–{:.2f}".format(values[name], *values["interval"][name])
             for name in METRICS
         ]
         table.add_row(arm, *cells)

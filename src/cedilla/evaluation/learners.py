@@ -6,6 +6,7 @@ among epochs, the dev rows) alone.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from cedilla.training.batches import SequenceData
 from cedilla.training.loop import Finetuner, Schedule
 
 ITERATIONS = 600
+BATCH_SIZE = 64
 
 
 class Learner(Protocol):
@@ -32,6 +34,10 @@ class Learner(Protocol):
         self, use_sequence: bool, features: np.ndarray, seed: int, where: Path
     ) -> np.ndarray:
         """Logits (N,) from the sequences, if used, and locus features (N, F)."""
+        ...
+
+    def cost(self) -> tuple[float, float]:
+        """About how many seconds an arm takes, measured on a part of it, and gigabytes."""
         ...
 
 
@@ -73,6 +79,12 @@ class BoostedKmers:
         model.fit(inputs[self.train], self.labels[self.train])
         return model
 
+    def cost(self) -> tuple[float, float]:
+        """From a thirtieth of the iterations."""
+        clock = time.monotonic()
+        self.fit(self.kmers, 0, iterations=ITERATIONS // 30)
+        return (time.monotonic() - clock) * 30, self.kmers.nbytes * 4 / 1e9 + 0.5
+
 
 class FusedNetwork:
     """A model of the zoo with a head, fine-tuned, its locus features fused before the head.
@@ -100,31 +112,47 @@ class FusedNetwork:
         """Logits (N,); checkpoints and the epochs' log go to `where`."""
         if not use_sequence:
             return self.tabular.scores(False, features, seed, where)
+        trainer, tokenizer = self._trainer(features.shape[1], seed)
+        scaled = standardise(features, self.train)
+
+        def data(rows: np.ndarray) -> SequenceData:
+            return self._data(rows, tokenizer, scaled)
+
+        trainer.fit(Run(where), data(self.train), data(self.dev))
+        everything = data(np.ones(len(self.labels), dtype=bool))
+        logits = trainer.logits(everything, "scoring").double().numpy()
+        return np.asarray(logits[:, 1] - logits[:, 0])
+
+    def cost(self) -> tuple[float, float]:
+        """From a few training steps; a prediction on both strands costs two thirds of one."""
+        trainer, tokenizer = self._trainer(1, seed=0)
+        few = np.zeros(len(self.labels), dtype=bool)
+        few[np.flatnonzero(self.train)[: 3 * BATCH_SIZE]] = True
+        seconds = trainer.seconds_per_row(self._data(few, tokenizer, np.zeros((len(few), 1))))
+        steps = self.epochs * self.train.sum() + 2 / 3 * (
+            self.epochs * self.dev.sum() + len(self.labels)
+        )
+        return float(seconds * steps), 1.5
+
+    def _trainer(self, features: int, seed: int) -> tuple[Finetuner, Tokenizer]:
         torch.manual_seed(seed)
         encoder = build(self.model)
-        classifier = SequenceClassifier(encoder, 2, features=features.shape[1])
+        classifier = SequenceClassifier(encoder, 2, features=features)
         prepare(classifier, "full", LoRA())
         schedule = Schedule(
             epochs=self.epochs,
-            batch_size=64,
+            batch_size=BATCH_SIZE,
             learning_rate=5e-4,
             patience=0,
             select="auroc",
             seed=seed,
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        trainer = Finetuner(classifier, schedule, device)
-        tokenizer = Tokenizer.for_model(encoder)
-        scaled = standardise(features, self.train)
+        return Finetuner(classifier, schedule, device), Tokenizer.for_model(encoder)
 
-        def data(rows: np.ndarray) -> SequenceData:
-            chosen = [self.sequences[i] for i in np.flatnonzero(rows)]
-            return SequenceData(chosen, self.labels[rows], tokenizer, features=scaled[rows])
-
-        trainer.fit(Run(where), data(self.train), data(self.dev))
-        everything = data(np.ones(len(self.labels), dtype=bool))
-        logits = trainer.logits(everything, "scoring").double().numpy()
-        return np.asarray(logits[:, 1] - logits[:, 0])
+    def _data(self, rows: np.ndarray, tokenizer: Tokenizer, features: np.ndarray) -> SequenceData:
+        chosen = [self.sequences[i] for i in np.flatnonzero(rows)]
+        return SequenceData(chosen, self.labels[rows], tokenizer, features=features[rows])
 
 
 def kmer_features(sequences: list[str]) -> np.ndarray:

@@ -16,11 +16,14 @@ def verdict(
     *,
     label: str,
     limits: Sequence[str],
+    scope: str = "",
 ) -> dict[str, Any]:
     """Judge by the AUROC of the first pair, and by the controls.
 
     ``adds`` and ``hurts`` want a 95 % interval on one side of zero. A control (shuffled or
     missing methylation) that itself gains at least half as much refutes a gain.
+
+    `scope` says in a few words what the rows are; the sentence claims no more than that.
 
     Returns
     -------
@@ -43,6 +46,8 @@ def verdict(
         )
     else:
         parts += [_control(d) for d in controls]
+    if scope:
+        parts.append(f"This speaks for {scope} only.")
     return {"call": call, "sentence": " ".join(parts), "limits": list(limits)}
 
 
@@ -62,6 +67,8 @@ def _lead(call: Call, main: dict[str, Any], arms: dict[str, dict[str, Any]], lab
 
 
 def _control(difference: dict[str, Any]) -> str:
+    if difference["low"] == difference["high"] == 0:
+        return f"{difference['arm'].capitalize()} methylation changed nothing at all."
     moved = difference["low"] > 0 or difference["high"] < 0
     what = "moved the result" if moved else "brought nothing"
     return f"{difference['arm'].capitalize()} methylation {what} ({_interval(difference)})."

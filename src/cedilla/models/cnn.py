@@ -22,6 +22,7 @@ class CNNConfig:
     hidden_size: int = 128
     num_hidden_layers: int = 6
     stem_width: int = 13
+    embedding_size: int = 16
     k: int = 1
     version: int = 2
     max_tokens: int = 100_000
@@ -39,8 +40,10 @@ class DilatedCNN(nn.Module):
         super().__init__()
         self.config = config = config or CNNConfig()
         d = config.hidden_size
-        self.embeddings = nn.Embedding(config.vocab_size, d, padding_idx=PAD)
-        self.stem = nn.Conv1d(d, d, config.stem_width, padding=config.stem_width // 2)
+        self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=PAD)
+        self.stem = nn.Conv1d(
+            config.embedding_size, d, config.stem_width, padding=config.stem_width // 2
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(config.num_hidden_layers))
         self.convolutions = nn.ModuleList(
             nn.Conv1d(d, d, 3, padding=2**i, dilation=2**i) for i in range(config.num_hidden_layers)

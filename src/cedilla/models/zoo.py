@@ -73,7 +73,7 @@ CARDS = {
         ModelCard(
             name="cnn",
             summary="dilated residual CNN over bases, from scratch",
-            parameters=0.5,
+            parameters=0.3,
             context=100_000,
             licence="Apache-2.0",
             kind="baseline",

@@ -69,6 +69,7 @@ class Family:
     cpg_methylation: whether the organism methylates CpG. Where it does not, as in yeast, no gain
         can be explained by methylation.
     length: bp of nearly all of the sequences.
+    scope: what its rows are, in a few words that a verdict can end with.
     limits: what results on these data cannot speak for, as sentences.
     metric: by which published results are given; ``f1`` is the macro F1 over the classes.
     """
@@ -80,6 +81,7 @@ class Family:
     length: int
     metric: Metric
     source: Source
+    scope: str = ""
     limits: tuple[str, ...] = ()
 
 
@@ -197,6 +199,7 @@ FAMILIES = {
         length=122,
         metric="auroc",
         source=HM27,
+        scope="promoter-proximal probes with population betas",
         limits=(
             "The 27k array's probes lie within 1.5 kb of a transcription start: nothing here "
             "speaks for the rest of the genome.",
@@ -236,11 +239,9 @@ def find_task(name: str) -> Task:
     )
 
 
-def limits_of(sha256: str) -> tuple[str, ...]:
-    """What results on a table of that hash cannot speak for; nothing for an unknown table."""
-    return next(
-        (task.limits for task in tasks() if any(f.sha256 == sha256 for f in task.files)), ()
-    )
+def find_by_hash(sha256: str) -> Task | None:
+    """The task that a file of that SHA-256 belongs to, if any."""
+    return next((task for task in tasks() if any(f.sha256 == sha256 for f in task.files)), None)
 
 
 def _data_file(row: dict[str, str]) -> DataFile:

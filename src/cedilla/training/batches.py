@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,8 @@ class Batch:
 
 class SequenceData:
     """Sequences tokenized on both strands, with labels (N,) and locus features (N, F).
-    Sequences longer than the tokenizer's limit are refused.
+
+    Sequences longer than the tokenizer's limit are refused, by their `names` if there are some.
     """
 
     def __init__(
@@ -39,14 +40,16 @@ class SequenceData:
         tokenizer: Tokenizer,
         *,
         features: np.ndarray | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         other_strand = [reverse_complement(sequence) for sequence in sequences]
         self.strands = (
             tokenizer.encode_ragged(sequences),
             tokenizer.encode_ragged(other_strand),
         )
-        for rows in self.strands:
-            tokenizer.refuse_long(rows)
+        # An N near an end can make one strand a few tokens longer than the other.
+        longer = [max(pair, key=len) for pair in zip(*self.strands, strict=True)]
+        tokenizer.refuse_long(longer, names, mend="cut it, or take a model with a longer context")
         self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         self.features = None if features is None else torch.from_numpy(features).float()
         self.lengths = np.array([len(row) for row in self.strands[0]])

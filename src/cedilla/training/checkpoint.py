@@ -56,7 +56,5 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     # A run begun on a GPU can be resumed without one.
-    state: dict[str, Any] = torch.load(
-        path / "state.pt", weights_only=True, map_location="cpu"
-    )
+    state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     return state

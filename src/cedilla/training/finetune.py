@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cedilla.dna.tables import SequenceTable
 from cedilla.dna.tokenizer import Tokenizer
-from cedilla.errors import InputError
+from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.evaluation.confidence import block_bootstrap
 from cedilla.metrics.classification import METRICS, classification_metrics
 from cedilla.models.classifier import SequenceClassifier
@@ -124,6 +124,7 @@ def finetune(
     cedilla finetune --train a.csv.gz --dev b.csv.gz --test c.csv.gz --model mini --out runs/a
     """
     settings = dict(locals())
+    _check_settings(settings)
     tables = {"train": train, "dev": dev, "test": test}
     files, trained_on = _files(tables, task, data_dir, train_on_dev)
     splits = read_splits(
@@ -131,9 +132,8 @@ def finetune(
     )
     for note in splits.notes:
         console.print(f"note: {note}")
-    is_kmer = model == "kmer"
-    plan = None
-    if not is_kmer:
+    plan, data = None, {}  # k-mers need neither
+    if model != "kmer":
         torch.manual_seed(seed)
         plan = _plan(
             splits,
@@ -152,8 +152,9 @@ def finetune(
                 strands=strands,
             ),
         )
+        data = _data(splits, plan.tokenizer)
     if dry_run:
-        console.print(_estimate(splits, plan))
+        console.print(_estimate(splits, data, plan))
         return out
     settings["learning_rate"] = plan.schedule.learning_rate if plan else None
     run = Run.start(out, verb="finetune", config=settings, resume=resume)
@@ -171,9 +172,28 @@ def finetune(
         probabilities, more = _fit_kmers(splits, seed)
     else:
         run.note(trainable=str(plan.trainable), device=str(plan.device))
-        probabilities, more = _fit(run, splits, plan)
+        probabilities, more = _fit(run, data, plan)
     _finish(run, splits, probabilities, facts | more, seed)
     return out
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise :class:`InputError` with every setting that no training can have."""
+    least = {"epochs": 1, "batch_size": 1, "patience": 0, "rank": 1, "rows": 2}
+    rules = [
+        (settings[name] is None or settings[name] >= n, name, f"{n} at least")
+        for name, n in least.items()
+    ]
+    rate = settings["learning_rate"]
+    rules += [
+        (rate is None or rate > 0, "learning_rate", "above 0"),
+        (0 <= settings["dropout"] < 1, "dropout", "from 0 to below 1"),
+    ]
+    stop_on_errors(
+        Problem(where="cedilla finetune", what=f"{name} {settings[name]} is impossible", mend=mend)
+        for good, name, mend in rules
+        if not good
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,13 +255,25 @@ def _plan(
     )
 
 
-def _data(plan: _Plan, table: SequenceTable) -> SequenceData:
-    return SequenceData(table.sequences, labels_of(table), plan.tokenizer)
+def _data(splits: Splits, tokenizer: Tokenizer) -> dict[str, SequenceData]:
+    """Every split, tokenized; raises :class:`InputError` with the long sequences of all files."""
+    data: dict[str, SequenceData] = {}
+    problems: list[Problem] = []
+    for split, table in splits:
+        record = table.frame.attrs["record"]
+        names = [f"{table.path} {record} {number}" for number in table.frame.index]
+        try:
+            data[split] = SequenceData(table.sequences, labels_of(table), tokenizer, names=names)
+        except InputError as error:
+            problems += error.problems
+    stop_on_errors(problems)
+    return data
 
 
-def _fit(run: Run, splits: Splits, plan: _Plan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _fit(
+    run: Run, data: dict[str, SequenceData], plan: _Plan
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Train, then predict every split with the best weights."""
-    data = {split: _data(plan, table) for split, table in splits}
     trainer = Finetuner(plan.classifier, plan.schedule, plan.device)
     console.print(f"training {plan.trainable}")
     best = trainer.fit(run, data["train"], data["dev"])
@@ -258,10 +290,14 @@ def _fit(run: Run, splits: Splits, plan: _Plan) -> tuple[dict[str, np.ndarray], 
 def _fit_kmers(splits: Splits, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     pairs = {split: (t.sequences, labels_of(t)) for split, t in splits}
     pipeline, k = fit_kmers(pairs["train"], pairs["dev"], seed=seed)
+    # A class that the drawn training rows lack has the probability 0.
     probabilities = {
-        split: pipeline.predict_proba(features(sequences, k))
-        for split, (sequences, _) in pairs.items()
+        split: np.zeros((len(labels), max(2, splits.classes)))
+        for split, (_, labels) in pairs.items()
     }
+    for split, (sequences, _) in pairs.items():
+        found = pipeline.predict_proba(features(sequences, k))
+        probabilities[split][:, pipeline.classes_] = found
     size = pipeline[-1].coef_.size + pipeline[-1].intercept_.size
     return probabilities, {
         "method": f"logistic regression on {k}-mers",
@@ -322,22 +358,24 @@ def _table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def _estimate(splits: Splits, plan: _Plan | None) -> str:
+def _estimate(splits: Splits, data: dict[str, SequenceData], plan: _Plan | None) -> str:
     """What a run would do: rows, parameters, and time from three real steps."""
     rows = ", ".join(f"{len(table):,} {split}" for split, table in splits)
     if plan is None:
         return f"{rows} rows; logistic regression: seconds to minutes"
     schedule = plan.schedule
     few = np.linspace(0, len(splits.train) - 1, 3 * schedule.batch_size).astype(int)
-    data = _data(plan, take(splits.train, np.unique(few)))
-    seconds = Finetuner(plan.classifier, schedule, plan.device).seconds_per_row(data)
+    sample = take(splits.train, np.unique(few))
+    seconds = Finetuner(plan.classifier, schedule, plan.device).seconds_per_row(
+        SequenceData(sample.sequences, labels_of(sample), plan.tokenizer)
+    )
     train, others = len(splits.train), len(splits.dev) + len(splits.test)
     # A prediction costs a third of a training step, on one strand or both.
     share = (1 + schedule.strands) / 3
     total = seconds * (
         schedule.epochs * (train + share * len(splits.dev)) + share * (train + others)
     )
-    tokens = max(data.lengths) * schedule.batch_size
+    tokens = max(data["train"].lengths) * schedule.batch_size
     size = plan.trainable.total * 4 + plan.trainable.trainable * 12
     config: Any = plan.classifier.encoder.config
     # About 20 activations of the model's width per token and layer are kept for the gradient.

@@ -59,7 +59,7 @@ def read_genomes(sources: Sequence[str], data_dir: Path | None = None) -> list[G
     genomes = []
     for source in sources:
         path, weight = find_genome(source, data_dir)
-        with pysam.FastxFile(path) as file:
+        with pysam.FastxFile(str(path)) as file:
             contigs = tuple(
                 alphabet.encode(alphabet.clean(record.sequence or "")) for record in file
             )
@@ -98,8 +98,9 @@ class WindowSampler:
             raise InputError.one("genomes", f"no contig has {length:,} bases", "shorten the window")
         weights = np.concatenate(
             [
-                g.weight * len(c) / sum(map(len, g.contigs)) * np.ones(1)
+                g.weight * len(c) / total * np.ones(1)
                 for g in genomes
+                for total in [sum(map(len, g.contigs))]
                 for c in g.contigs
                 if len(c) >= length
             ]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from cedilla.dna.tokenizer import Tokenizer
+from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
 from cedilla.models.weights import save_directory
 from cedilla.progress import console, progress_bar
@@ -94,28 +95,13 @@ def pretrain(
     cedilla pretrain --genomes yeast.fa.gz --out runs/yeast --steps 500
     """
     settings = dict(locals())
-    config = NTConfig(
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate_size,
-        vocab_size=6 + 4**k + 5,
-    )
+    config = _shape(settings)
     torch.manual_seed(seed)
     model = NucleotideTransformer(config)
     model.initialise()
-    size = sum(p.numel() for p in model.parameters())
-    console.print(
-        f"{size / 1e6:.1f} M parameters, {steps:,} steps of {batch_size * tokens:,} tokens, "
-        f"about {size * 16 / 1e9 + 1:.1f} GB of memory"
-    )
-    if dry_run:
-        return out
-    run = Run.start(out, verb="pretrain", config=settings, resume=resume)
     tokenizer = Tokenizer.for_model(model)
-    train, held_out = split(read_genomes(genomes, data_dir), validation_share)
-    for source in genomes:
-        run.note_data(find_genome(source, data_dir)[0], role="genome", rows=0)
+    read = read_genomes(genomes, data_dir)
+    train, held_out = split(read, validation_share)
     length = (tokens - 1) * k
     trainer = Pretrainer(
         model,
@@ -126,11 +112,68 @@ def pretrain(
         warmup=warmup,
     )
     validation = validation_set(WindowSampler(held_out, length=length), tokenizer, batch_size)
+    size = sum(p.numel() for p in model.parameters())
+    if dry_run:
+        console.print(_estimate(trainer, size, steps, batch_size * tokens))
+        return out
+    run = Run.start(out, verb="pretrain", config=settings, resume=resume)
+    if run.complete:
+        console.print(f"{out} is complete")
+        return out
+    for source, genome in zip(genomes, read, strict=True):
+        path = find_genome(source, data_dir)[0]
+        run.note_data(path, role="genome", rows=len(genome.contigs))
     trainer.run(run, validation, steps=steps, every=checkpoint_every, seed=seed)
     run.note(parameters=size, tokens_seen=steps * batch_size * tokens)
-    last = [e for e in run.events() if e["event"] == "validation"][-1]
-    run.finish({key: last[key] for key in ("loss", "accuracy", "unigram_loss", "step")})
+    best = _best(run.events())
+    run.finish({key: best[key] for key in ("loss", "accuracy", "unigram_loss", "step")})
     return out
+
+
+def _shape(settings: dict[str, Any]) -> NTConfig:
+    """The model's configuration; raises :class:`InputError` with every impossible setting."""
+    where = "cedilla pretrain"
+    least = {"layers": 1, "hidden_size": 1, "heads": 1, "intermediate_size": 1, "tokens": 2}
+    least |= {"batch_size": 1, "steps": 1, "warmup": 1, "checkpoint_every": 1}
+    rules = [(settings[name] >= n, name, f"{n} at least") for name, n in least.items()]
+    rules += [
+        (settings["k"] in range(1, 9), "k", "1 to 8"),
+        (settings["learning_rate"] > 0, "learning_rate", "above 0"),
+        (0 < settings["validation_share"] < 1, "validation_share", "between 0 and 1"),
+    ]
+    stop_on_errors(
+        Problem(where=where, what=f"{name} {settings[name]} is impossible", mend=mend)
+        for good, name, mend in rules
+        if not good
+    )
+    try:
+        return NTConfig(
+            hidden_size=settings["hidden_size"],
+            num_hidden_layers=settings["layers"],
+            num_attention_heads=settings["heads"],
+            intermediate_size=settings["intermediate_size"],
+            vocab_size=6 + 4 ** settings["k"] + 5,
+            max_position_embeddings=max(2050, settings["tokens"] + 2),
+        )
+    except ValueError as error:
+        raise InputError.one(where, str(error)) from None
+
+
+def _best(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first validation with the lowest loss."""
+    return min(events, key=lambda event: event["loss"])
+
+
+def _estimate(trainer: Pretrainer, size: int, steps: int, tokens: int) -> str:
+    """What a run would do; time from the second of two real steps."""
+    trainer.step(0, np.random.default_rng(0))
+    clock = time.monotonic()
+    trainer.step(1, np.random.default_rng(1))
+    hours = (time.monotonic() - clock) * steps / 3600
+    return (
+        f"{size / 1e6:.1f} M parameters, {steps:,} steps of {tokens:,} tokens: about "
+        f"{hours:.1f} hours, {size * 16 / 1e9 + 1:.1f} GB of memory"
+    )
 
 
 class Pretrainer:
@@ -170,20 +213,27 @@ class Pretrainer:
         """Train to `steps`, validating and saving on the way."""
         path = run.path / "checkpoints" / "last"
         first = load_state(path, self.model, self.optimiser)
+        # A step is logged before its checkpoint: a kill between the two leaves an event too many.
+        events = run.rewind(lambda event: event["step"] <= first)
         unigram = self.unigram_loss(validation, seed)
         clock = time.monotonic()
         with progress_bar() as bar:
             task = bar.add_task("pre-training", total=steps, completed=first)
             for step in range(first, steps):
                 loss = self.step(step, np.random.default_rng((seed, step)))
+                if not math.isfinite(loss):
+                    mend = "lower --learning-rate"
+                    raise InputError.one(f"step {step + 1}", "the loss is not finite", mend)
                 bar.update(task, advance=1, description=f"pre-training, loss {loss:.3f}")
                 if (step + 1) % every == 0 or step + 1 == steps:
-                    event: dict[str, Any] = {"step": step + 1, "train_loss": loss}
+                    event = {"event": "validation", "step": step + 1, "train_loss": loss}
                     event |= self.validate(validation) | {"unigram_loss": unigram}
                     event["seconds"] = round(time.monotonic() - clock, 1)
+                    events.append(event)
+                    run.log(**event)
+                    if _best(events) is event:
+                        save_directory(self.model, run.path / "checkpoints" / "best")
                     save_state(path, self.model, self.optimiser, step=step + 1)
-                    save_directory(self.model, run.path / "checkpoints" / "best")
-                    run.log(event="validation", **event)
 
     def step(self, step: int, rng: np.random.Generator) -> float:
         """One update; returns the loss over the corrupted positions."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cedilla.dna.tables import SequenceTable, read_sequences
-from cedilla.errors import InputError, MissingData, Problem
+from cedilla.errors import InputError, MissingData, Problem, stop_on_errors
 from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.download import locate
 
@@ -65,7 +65,8 @@ def read_splits(
 ) -> Splits:
     """Read the three tables; labels are those of the training table.
 
-    `rows` takes that many training rows, and as many dev rows at most, drawn by `seed`.
+    `rows` takes that many training rows, and as many dev rows at most, drawn by `seed`. Raises
+    :class:`InputError` with the problems of all three tables.
     """
     problems: list[Problem] = []
     tables: dict[str, SequenceTable] = {}
@@ -75,7 +76,8 @@ def read_splits(
             tables[split] = read_sequences(
                 files[split], sequence=sequence, label=label, classes=classes
             )
-            classes = tables["train"].classes
+            if split == "train":
+                classes = tables["train"].classes
         except InputError as error:
             problems += [p for p in error.problems if p not in problems]
     if problems:
@@ -92,7 +94,17 @@ def read_splits(
             if rows < len(table):
                 tables[split] = take(table, np.sort(rng.permutation(len(table))[:rows]))
     n = len(classes) if isinstance(classes, list) else int(classes or 0)
-    return Splits(**tables, classes=n, trained_on=trained_on)
+    splits = Splits(**tables, classes=n, trained_on=trained_on)
+    stop_on_errors(
+        Problem(
+            where=str(table.path),
+            what=f"the {len(table):,} rows drawn for {split} are of one class",
+            mend="draw more",
+        )
+        for split, table in splits
+        if len(np.unique(labels_of(table))) < 2
+    )
+    return splits
 
 
 def take(table: SequenceTable, rows: np.ndarray) -> SequenceTable:

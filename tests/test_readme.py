@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -230,11 +231,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     data = cedilla.simulate(out=root / "guide" / "noisy" / "data", n=200, length=60, noise=0.25)
     cedilla.finetune(
-        **{split: data / f"{split}.parquet" for split in ("train", "dev", "test")},
+        train=data / "train.parquet",
+        dev=data / "dev.parquet",
+        test=data / "test.parquet",
         model="kmer",
         out=root / "guide" / "noisy" / "sequence",
     )
-    columns = {"group": "split", "dev": "dev", "test": "test", "seeds": 1}
+    columns: dict[str, Any] = {"group": "split", "dev": "dev", "test": "test", "seeds": 1}
     cedilla.compare(
         str(data / "loci.parquet"), label="label", out=root / "guide" / "noisy" / "arms", **columns
     )
@@ -296,6 +299,15 @@ def test_without_its_run_a_block_stays(fill_numbers: ModuleType, runs: Path) -> 
             "`cedilla run methylation_h3k4me3`"
         ],
     )
+
+
+@pytest.mark.skipif("CEDILLA_DATA" not in os.environ, reason="CEDILLA_DATA is not set")
+def test_the_facts_about_the_27k_table_are_those_of_the_table(
+    fill_numbers: ModuleType, runs: Path
+) -> None:
+    found = filled(fill_numbers, runs, "hm27")["hm27"]
+    assert "| Loci; with a beta | 27,578; 25,978 |" in found
+    assert found in (CHECKOUT / "docs" / "methylation.md").read_text()
 
 
 def test_a_short_form_says_so(fill_numbers: ModuleType, runs: Path) -> None:

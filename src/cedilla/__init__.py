@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -88,21 +88,21 @@ def as_called(function: Callable[..., T]) -> Callable[..., T]:
     def called(*args: Any, **kwargs: Any) -> T:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
-            if isinstance(value, str):
+            if isinstance(value, str | Path):
                 bound.arguments[name] = _meant(value, hints.get(name))
         return function(*bound.args, **bound.kwargs)
 
     return called
 
 
-def _meant(text: str, hint: Any) -> Any:
+def _meant(value: str | Path, hint: Any) -> Any:
     if hint in (Path, Path | None):
-        return Path(text)
-    if hint == Sequence[Path]:
-        return (Path(text),)
+        return Path(value)
+    if hint == tuple[Path, ...]:
+        return (Path(value),)
     if hint == tuple[str, ...]:
-        return tuple(word.strip() for word in text.split(","))
-    return text
+        return tuple(word.strip() for word in str(value).split(","))
+    return str(value) if hint is str else value
 
 
 def __dir__() -> list[str]:

@@ -53,7 +53,7 @@ def test_vocabulary_and_ids_agree(tokenizer):
     kmers = ["".join(bases) for bases in product("ATCG", repeat=tokenizer.k)]
     assert tokenizer.vocabulary == [*special, *kmers, "A", "T", "C", "G", "N"]
     assert len(tokenizer) == len(tokenizer.vocabulary)
-    assert (UNK, PAD, MASK, CLS) == tuple(map(special.index, ("<unk>", "<pad>", "<mask>", "<cls>")))
+    assert tuple(map(special.index, ("<unk>", "<pad>", "<mask>", "<cls>"))) == (UNK, PAD, MASK, CLS)
     first = len(special)
     for number in (0, 1, len(kmers) - 1):
         assert ids_of(tokenizer, kmers[number]) == [CLS, first + number]

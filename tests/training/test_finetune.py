@@ -130,7 +130,9 @@ def test_the_same_command_gives_the_same_numbers(run, tiny, tables, tmp_path):
 
 @pytest.mark.usefixtures("small_cnn")
 def test_the_cnn_learns_a_planted_motif(tables, tmp_path):
-    finetune(**tables, out=tmp_path / "r", model="cnn", **FAST | {"epochs": 12, "learning_rate": 1e-2})
+    finetune(
+        **tables, out=tmp_path / "r", model="cnn", **FAST | {"epochs": 12, "learning_rate": 1e-2}
+    )
     assert metrics_of(tmp_path / "r")["test"]["mcc"] > 0.8
 
 
@@ -219,7 +221,7 @@ def test_the_chosen_metric_chooses_the_epoch(noisy_tables, tmp_path, select):
 def test_a_run_killed_at_any_checkpoint_ends_as_the_uninterrupted_one(
     noisy_tables, tmp_path, monkeypatch, write
 ):
-    """Each epoch logs, may write the best weights, and writes the last ones: five writes or more."""
+    """Each epoch logs, may write the best weights, and writes the last: five writes or more."""
     settings = FAST | {"epochs": 4, "model": "cnn"}
     finetune(**noisy_tables, out=tmp_path / "whole", **settings)
     real, written = loop.save_state, []
@@ -310,7 +312,11 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tiny, tables, t
 def test_random_weights_are_another_start_than_the_models(tiny, tables, tmp_path):
     for weights in ("pretrained", "random"):
         finetune(
-            **tables, out=tmp_path / weights, model=str(tiny), weights=weights, **FAST | {"epochs": 1}
+            **tables,
+            out=tmp_path / weights,
+            model=str(tiny),
+            weights=weights,
+            **FAST | {"epochs": 1},
         )
     first = [epochs_of(tmp_path / weights)[0]["train_loss"] for weights in ("pretrained", "random")]
     assert first[0] != first[1]
@@ -319,7 +325,12 @@ def test_random_weights_are_another_start_than_the_models(tiny, tables, tmp_path
 def test_fewer_rows_are_drawn_by_the_seed(tiny, tables, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         finetune(
-            **tables, out=tmp_path / name, model=str(tiny), rows=20, seed=seed, **FAST | {"epochs": 1}
+            **tables,
+            out=tmp_path / name,
+            model=str(tiny),
+            rows=20,
+            seed=seed,
+            **FAST | {"epochs": 1},
         )
         counts = [len(predictions_of(tmp_path / name, split)) for split in SPLITS]
         assert counts == [20, 20, 48]
@@ -362,9 +373,7 @@ def test_labels_that_train_lacks_are_refused(tables, tmp_path, tiny):
         frame.loc[3, "label"] = label
         path = tmp_path / "dev.csv"
         frame.to_csv(path, index=False)
-        (problem,) = complaints(
-            **{**tables, "dev": path}, out=tmp_path / "r", model=str(tiny)
-        )
+        (problem,) = complaints(**{**tables, "dev": path}, out=tmp_path / "r", model=str(tiny))
         assert f"{path} line 5: label '{label}' is not usable" in problem
 
 
@@ -403,4 +412,6 @@ def test_what_cannot_be_adapted_is_refused(tables, tiny, tmp_path):
 @pytest.mark.usefixtures("small_cnn")
 def test_a_training_that_diverges_says_so(tables, tmp_path):
     with pytest.raises(InputError, match=r"epoch 1.*the loss is not finite; lower --learning-rate"):
-        finetune(**tables, out=tmp_path / "r", model="cnn", **FAST | {"epochs": 1, "learning_rate": 1e38})
+        finetune(
+            **tables, out=tmp_path / "r", model="cnn", **FAST | {"epochs": 1, "learning_rate": 1e38}
+        )

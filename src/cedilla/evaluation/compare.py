@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from scipy.special import expit
 
-from cedilla.errors import InputError
+from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.evaluation.arms import THRESHOLD, Arm, arms, locus_features, pairs
 from cedilla.evaluation.confidence import (
     block_bootstrap,
@@ -24,7 +25,6 @@ from cedilla.evaluation.loci import Loci, read_loci
 from cedilla.evaluation.verdict import verdict
 from cedilla.files import sha256, whole_file
 from cedilla.metrics.classification import best_threshold, classification_metrics
-from cedilla.models.zoo import card
 from cedilla.progress import console, progress_bar
 from cedilla.run_directory import Run
 from cedilla.tasks.catalogue import find_by_hash, find_task
@@ -85,8 +85,8 @@ def compare(
     block_size:
         Of the bootstrap's blocks, in bp.
     model:
-        `kmer` boosts k-mer counts; a language model of the zoo, or `cnn`, is fine-tuned with
-        the methylation fused in.
+        `kmer` boosts k-mer counts; a language model (a name of the zoo or a directory), or
+        `cnn`, is fine-tuned with the methylation fused in.
     epochs:
         Of fine-tuning.
     seeds:
@@ -106,6 +106,7 @@ def compare(
     --group chrom_hg19 --dev chr7,chr10 --test chr8,chr9 --drop chrX,chrY --out runs/h3k4me3
     """
     settings = dict(locals())
+    _check_settings(settings)
     path = Path(table) if Path(table).exists() else _from_catalogue(table, data_dir)
     loci = read_loci(
         path,
@@ -119,10 +120,9 @@ def compare(
         rows=rows,
     )
     chosen = arms(annotation=bool(annotation))
-    if model != "kmer":
-        card(model)
+    learner = _learner(loci, model, epochs)
     if dry_run:
-        console.print(_estimate(loci, len(chosen) * seeds, _learner(loci, model, epochs)))
+        console.print(_estimate(loci, len(chosen) * seeds, learner))
         return out
     run = Run.start(out, verb="compare", config=settings, resume=resume)
     if run.complete:
@@ -132,16 +132,16 @@ def compare(
     run.note(seeds=list(range(seeds)), counts=loci.counts, left_out=loci.left_out)
     for reason, n in loci.left_out.items():
         console.print(f"left out: {n:,} rows, {reason}")
-    scores = _score_all(run, loci, chosen, _learner(loci, model, epochs), seeds)
+    scores = _score_all(run, loci, chosen, learner, seeds)
     metrics = summarise(loci, scores, annotation=bool(annotation), seed=0)
     metrics |= {"label": label, "beta": beta, "model": model, "n": loci.counts}
-    known = find_by_hash(sha256(path))
+    scope, limits = _known_limits(path, simulated=run.manifest.get("synthetic", False))
     metrics["verdict"] = verdict(
         metrics["differences"],
         metrics["arms"],
         label=label,
-        limits=[*_limits(loci, seeds), *(known.limits if known else ())],
-        scope=known.scope if known else "",
+        limits=[*_limits(loci, seeds), *limits],
+        scope=scope,
     )
     _write_predictions(run, loci, scores)
     run.finish(metrics)
@@ -149,6 +149,20 @@ def compare(
     console.print(metrics["verdict"]["sentence"])
     console.print(f"results in {run.path}")
     return out
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise :class:`InputError` with every setting that no comparison can have."""
+    least = {"seeds": 1, "epochs": 1, "block_size": 1, "rows": 2}
+    stop_on_errors(
+        Problem(
+            where="cedilla compare",
+            what=f"{name} {settings[name]} is impossible",
+            mend=f"{n} at least",
+        )
+        for name, n in least.items()
+        if settings[name] is not None and settings[name] < n
+    )
 
 
 def _from_catalogue(name: str, data_dir: Path | None) -> Path:
@@ -162,7 +176,15 @@ def _learner(loci: Loci, model: str, epochs: int) -> Learner:
     train, dev = loci.splits == "train", loci.splits == "dev"
     if model == "kmer":
         return BoostedKmers(loci.sequences, loci.labels, train)
-    return FusedNetwork(loci.sequences, loci.labels, train, dev=dev, model=model, epochs=epochs)
+    return FusedNetwork(
+        loci.sequences,
+        loci.labels,
+        train,
+        dev=dev,
+        model=model,
+        epochs=epochs,
+        names=[f"{loci.record} {number}" for number in loci.ids],
+    )
 
 
 def _score_all(
@@ -264,7 +286,7 @@ def _arm_metrics(
 def _limits(loci: Loci, seeds: int) -> list[str]:
     """What the evidence cannot speak for, from the data alone."""
     test = loci.splits == "test"
-    names = sorted(set(loci.groups[test]))
+    names = sorted(set(loci.groups[test]), key=lambda name: (len(name), name))
     blocks = len(set(loci.blocks[test]))
     limits = [
         f"Tested on {int(test.sum()):,} loci of {', '.join(names)}; intervals come from "
@@ -273,6 +295,14 @@ def _limits(loci: Loci, seeds: int) -> list[str]:
     if seeds < 3:
         limits.append("Fewer than three seeds: nothing is known of the spread over seeds.")
     return limits
+
+
+def _known_limits(path: Path, *, simulated: bool) -> tuple[str, tuple[str, ...]]:
+    """The scope and the limits of a table that Cedilla knows or has made."""
+    if simulated:
+        return "simulated data", ("The methylation is simulated: no evidence about biology.",)
+    known = find_by_hash(sha256(path))
+    return (known.scope, known.limits) if known else ("", ())
 
 
 def _write_predictions(run: Run, loci: Loci, scores: dict[str, np.ndarray]) -> None:
@@ -323,5 +353,6 @@ def _table(metrics: dict[str, Any]) -> Table:
             "{:.3f} {:.2f}–{:.2f}".format(values[name], *values["interval"][name])
             for name in METRICS
         ]
-        table.add_row(arm, *cells)
+        # Without the leading zeros, the row fits a terminal of 80 columns.
+        table.add_row(arm, *(re.sub(r"\b0\.", ".", cell) for cell in cells))
     return table

@@ -62,15 +62,16 @@ class BoostedKmers:
         return self.fit(inputs, seed).decision_function(inputs)
 
     def fit(
-        self, inputs: np.ndarray, seed: int, iterations: int = ITERATIONS
+        self, inputs: np.ndarray, seed: int, iterations: int | None = None
     ) -> HistGradientBoostingClassifier:
         """The boosting, with settings chosen on dev chromosomes."""
+        iterations = iterations or ITERATIONS
         wide = inputs.shape[1] > 50
         model = HistGradientBoostingClassifier(
             max_iter=iterations if wide else iterations // 6,
             learning_rate=0.03,
             max_leaf_nodes=15,
-            min_samples_leaf=40,
+            min_samples_leaf=min(40, 1 + int(self.train.sum()) // 20),
             l2_regularization=5.0,
             max_features=0.2 if wide else 1.0,
             early_stopping=False,
@@ -89,7 +90,8 @@ class BoostedKmers:
 class FusedNetwork:
     """A model of the zoo with a head, fine-tuned, its locus features fused before the head.
 
-    An arm without sequence is left to boosting: there is nothing to encode.
+    An arm without sequence is left to boosting: there is nothing to encode. Sequences longer than
+    the model's context are refused, by their `names`.
     """
 
     def __init__(
@@ -101,10 +103,12 @@ class FusedNetwork:
         dev: np.ndarray,
         model: str,
         epochs: int,
+        names: list[str],
     ) -> None:
         self.sequences, self.labels, self.train, self.dev = sequences, labels, train, dev
         self.model, self.epochs = model, epochs
         self.tabular = BoostedKmers([], labels, train)
+        SequenceData(sequences, labels, Tokenizer.for_model(build(model)), names=names)
 
     def scores(
         self, use_sequence: bool, features: np.ndarray, seed: int, where: Path

@@ -20,7 +20,8 @@ class Loci:
     """The rows that every arm sees.
 
     sequences, labels (N,), beta (N,), annotation (N, A), groups (N,), blocks (N,), splits (N,) of
-    train, dev and test; `read` rows were in the file, and `left_out` says why some are not here.
+    train, dev and test; `record` names a row before its id, as in ``loci.csv line``; `read` rows
+    were in the file, and `left_out` says why some are not here.
     """
 
     ids: list[str]
@@ -32,6 +33,7 @@ class Loci:
     blocks: np.ndarray
     block_kind: str
     splits: np.ndarray
+    record: str
     read: int
     left_out: dict[str, int]
 
@@ -63,13 +65,22 @@ def read_loci(
         path,
         sequence=columns["sequence"],
         label=columns["label"],
-        extra=[columns["beta"], group, *annotation, *([position] if position else [])],
+        extra=list(
+            dict.fromkeys([columns["beta"], group, *annotation, *([position] if position else [])])
+        ),
     )
     frame = table.frame
-    groups = frame[group].astype(str).to_numpy()
+    # Whole numbers that stood in a column with gaps come as floats: 7.0 is chromosome 7.
+    named = frame[group].convert_dtypes()
+    groups = named.astype("string").fillna("").to_numpy(dtype=object)
     beta, problems = _numeric(frame, columns["beta"], path, within=(0.0, 1.0))
+    start0 = np.zeros(len(frame))
+    if position:
+        start0, found = _numeric(frame, position, path, within=(0.0, np.inf))
+        problems += found
     known = [_numeric(frame, name, path) for name in annotation]
     problems += [problem for _, found in known for problem in found]
+    problems += _check_roles([*columns.values(), *annotation], path)
     problems += _check_groups(groups, dev, test, drop, f"{path} column {group}")
     classes = np.unique(np.asarray(table.labels))
     if len(classes) != 2 or classes.max() != 1:
@@ -86,13 +97,20 @@ def read_loci(
     left_out = {}
     for reason, gone in (
         (f"{group} is one of {', '.join(drop)}", np.isin(groups, drop)),
+        (f"no {group}", named.isna().to_numpy()),
+        (f"no {position}", np.isnan(start0)),
         (f"no {columns['beta']}", np.isnan(beta)),
-        ("beyond --rows", _beyond(splits, rows, np.isin(groups, drop) | np.isnan(beta))),
     ):
         left_out[reason] = int((gone & (splits != "")).sum())
         splits[gone] = ""
+    beyond = _beyond(splits, rows)
+    left_out["beyond --rows"] = int(beyond.sum())
+    splits[beyond] = ""
     keep = np.flatnonzero(splits != "")
-    blocks, kind = _blocks(frame, groups, position, block_size)
+    blocks, kind = np.arange(len(keep)).astype(str), "single rows"
+    if position:
+        blocks = genomic_blocks(groups[keep].astype(str), start0[keep], block_size)
+        kind = f"blocks of {block_size / 1e6:g} Mb"
     loci = Loci(
         ids=[table.ids[i] for i in keep],
         sequences=[table.sequences[i] for i in keep],
@@ -100,9 +118,10 @@ def read_loci(
         beta=beta[keep],
         annotation=np.stack([a for a, _ in known], 1)[keep] if known else np.empty((len(keep), 0)),
         groups=groups[keep],
-        blocks=blocks[keep],
+        blocks=blocks,
         block_kind=kind,
         splits=splits[keep].astype(str),
+        record=f"{path} {frame.attrs['record']}",
         read=len(frame),
         left_out={reason: n for reason, n in left_out.items() if n},
     )
@@ -134,13 +153,22 @@ def _numeric(
             mend = "percent values? divide them by 100"
     if not bad.any():
         return values, []
-    first = [f"{raw.iloc[i]!r} in {frame.attrs['record']} {frame.index[i]}" for i in _few(bad)]
+    first = [f"{str(raw.iloc[i])!r} in {frame.attrs['record']} {frame.index[i]}" for i in _few(bad)]
     what += f" ({int(bad.sum()):,} rows: {', '.join(first)}{', …' if bad.sum() > 3 else ''})"
     return values, [Problem(where=str(path), what=what, mend=mend)]
 
 
 def _few(chosen: np.ndarray) -> np.ndarray:
     return np.flatnonzero(chosen)[:3]
+
+
+def _check_roles(columns: Sequence[str], path: Path) -> list[Problem]:
+    """A column that serves twice, such as a beta among the annotation, would give itself away."""
+    return [
+        Problem(where=f"{path} column {name}", what="is named for two things", mend="name it once")
+        for name in dict.fromkeys(columns)
+        if columns.count(name) > 1
+    ]
 
 
 def _check_groups(
@@ -150,9 +178,12 @@ def _check_groups(
     drop: Sequence[str],
     where: str,
 ) -> list[Problem]:
-    """Groups that are not in the table, or that stand in two lists."""
-    known = sorted(set(groups))
+    """Groups that are not in the table, that stand in two lists, or in the table by two names."""
+    known = sorted(set(groups) - {""})
     problems = []
+    if both := [name for name in known if f"chr{name}" in known]:
+        what = f"has {', '.join(f'{n} and chr{n}' for n in both[:3])}: one chromosome, two names"
+        problems.append(Problem(where=where, what=what, mend="name chromosomes one way"))
     for option, names in (("--dev", dev), ("--test", test), ("--drop", drop)):
         for name in names:
             # A sex chromosome that the table has not is as well as dropped.
@@ -173,27 +204,18 @@ def _check_groups(
     return problems
 
 
-def _beyond(splits: np.ndarray, rows: int | None, gone: np.ndarray) -> np.ndarray:
+def _beyond(splits: np.ndarray, rows: int | None) -> np.ndarray:
     """Training rows that a limit leaves out, drawn once."""
     beyond = np.zeros(len(splits), dtype=bool)
-    train = np.flatnonzero((splits == "train") & ~gone)
+    train = np.flatnonzero(splits == "train")
     if rows is not None and rows < len(train):
         beyond[np.random.default_rng(0).permutation(train)[rows:]] = True
     return beyond
 
 
-def _blocks(
-    frame: pd.DataFrame, groups: np.ndarray, position: str | None, size: int
-) -> tuple[np.ndarray, str]:
-    """Bootstrap blocks (N,) and what they are: stretches of the genome, or single rows."""
-    if position is None:
-        return np.arange(len(groups)).astype(str), "single rows"
-    return genomic_blocks(groups, frame[position].to_numpy(), size), f"blocks of {size / 1e6:g} Mb"
-
-
 def _check_splits(loci: Loci, path: Path) -> None:
-    """Every split needs both classes."""
-    stop_on_errors(
+    """Every split needs both classes, and the test two blocks at least."""
+    problems = [
         Problem(
             where=str(path),
             what=f"{split} has {n:,} rows of the classes {sorted(set(labels.tolist()))}",
@@ -201,4 +223,8 @@ def _check_splits(loci: Loci, path: Path) -> None:
         )
         for split, n in loci.counts.items()
         if len(set((labels := loci.labels[loci.splits == split]).tolist())) < 2
-    )
+    ]
+    if len(set(loci.blocks[loci.splits == "test"].tolist())) == 1:
+        what = "all test rows lie in one block, and nothing can be resampled"
+        problems.append(Problem(where=str(path), what=what, mend="lower --block-size"))
+    stop_on_errors(problems)

@@ -32,7 +32,8 @@ def verdict(
     by_auroc = [d for d in differences if d["metric"] == "auroc"]
     main = by_auroc[0]
     controls = [d for d in by_auroc if d["arm"] in CONTROLS and d["against"] == "sequence"]
-    refuting = [d for d in controls if d["low"] > 0 and d["difference"] >= main["difference"] / 2]
+    gains = [d for d in controls if d["low"] > 0 and d["difference"] >= main["difference"] / 2]
+    refuting = gains if main["low"] > 0 else []
     call: Call = "adds nothing measurable"
     if main["high"] < 0:
         call = "hurts"
@@ -61,7 +62,7 @@ def _lead(call: Call, main: dict[str, Any], arms: dict[str, dict[str, Any]], lab
     )
     if without >= CEILING:
         text += " Without it nothing is left to gain."
-    elif call == "adds nothing measurable":
+    elif call == "adds nothing measurable" and main["smallest_detectable"]:
         text += f" A true difference of {main['smallest_detectable']:.3f} would have been found."
     return text
 
@@ -76,4 +77,5 @@ def _control(difference: dict[str, Any]) -> str:
 
 def _interval(difference: dict[str, Any]) -> str:
     low, high, p = difference["low"], difference["high"], difference["p"]
-    return f"{difference['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, p = {p:.2g}"
+    text = f"{difference['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, p = {p:.2g}"
+    return text.replace("-", "−")

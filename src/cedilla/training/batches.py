@@ -47,9 +47,9 @@ class SequenceData:
             tokenizer.encode_ragged(sequences),
             tokenizer.encode_ragged(other_strand),
         )
-        # An N near an end can make one strand a few tokens longer than the other.
-        longer = [max(pair, key=len) for pair in zip(*self.strands, strict=True)]
-        tokenizer.refuse_long(longer, names, mend="cut it, or take a model with a longer context")
+        # Both strands of a sequence have the same number of tokens.
+        mend = "cut it, or take a model with a longer context"
+        tokenizer.refuse_long(self.strands[0], names, mend=mend)
         self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         self.features = None if features is None else torch.from_numpy(features).float()
         self.lengths = np.array([len(row) for row in self.strands[0]])

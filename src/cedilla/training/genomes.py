@@ -91,11 +91,12 @@ def split(genomes: Sequence[Genome], share: float) -> tuple[list[Genome], list[G
 class WindowSampler:
     """Draws windows without N, on either strand, in proportion to the genomes' weights."""
 
-    def __init__(self, genomes: Sequence[Genome], *, length: int) -> None:
+    def __init__(self, genomes: Sequence[Genome], *, length: int, part: str = "contig") -> None:
         self.length = length
         self.contigs = [c for g in genomes for c in g.contigs if len(c) >= length]
         if not self.contigs:
-            raise InputError.one("genomes", f"no contig has {length:,} bases", "shorten the window")
+            mend = "lower --tokens, or change --validation-share"
+            raise InputError.one("genomes", f"no {part} has {length:,} bases", mend)
         weights = np.concatenate(
             [
                 g.weight * len(c) / total * np.ones(1)
@@ -121,7 +122,7 @@ class WindowSampler:
             filled += 1
             if filled == n:
                 return windows
-        raise InputError.one("genomes", "hardly a window is free of N", "shorten the window")
+        raise InputError.one("genomes", "hardly a window is free of N", "lower --tokens")
 
 
 def tokens_of(windows: np.ndarray, tokenizer: Tokenizer) -> torch.Tensor:

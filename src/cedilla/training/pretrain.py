@@ -111,7 +111,8 @@ def pretrain(
         learning_rate=learning_rate,
         warmup=warmup,
     )
-    validation = validation_set(WindowSampler(held_out, length=length), tokenizer, batch_size)
+    ends = WindowSampler(held_out, length=length, part="held-out end of a contig")
+    validation = validation_set(ends, tokenizer, batch_size)
     size = sum(p.numel() for p in model.parameters())
     if dry_run:
         console.print(_estimate(trainer, size, steps, batch_size * tokens))

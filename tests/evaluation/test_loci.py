@@ -216,7 +216,7 @@ def test_every_split_needs_both_classes(complaints):
         "FILE: dev has 10 rows of the classes [0]; "
         "choose other groups: every split needs both classes"
     ]
-    everything = tuple(f"chr{c}" for c in range(3, 7)) + ("chr1",)
+    everything = ("chr1", "chr3", "chr4", "chr5", "chr6")
     assert "train has 0 rows" in complaints(table(), test=everything)[0]
     assert len(complaints(table().assign(beta=np.nan))) == 3
 

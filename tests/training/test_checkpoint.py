@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cedilla.training.checkpoint import load_state, load_weights, save_state
+from cedilla.training.checkpoint import load_state, load_weights, save_state, save_weights
 
 
 def setting(seed: int):
@@ -53,6 +53,7 @@ def test_only_trained_weights_are_kept(tmp_path):
     assert state["model"].keys() == {"1.weight", "1.bias"}
     other, _ = setting(1)
     frozen = other[0].weight.clone()
+    save_weights(tmp_path, model)
     load_weights(tmp_path, other)
     assert torch.equal(other[1].weight, model[1].weight)
     assert torch.equal(other[0].weight, frozen)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from cedilla.errors import InputError
 from cedilla.metrics.classification import METRICS, classification_metrics
@@ -182,11 +184,10 @@ def test_early_stopping_fires_and_the_best_epoch_is_used(noisy_tables, tmp_path)
     assert scores.index(max(scores)) + 1 == metrics["best_epoch"]
     # The predictions are the best epoch's, not the last one's.
     assert metrics["dev"]["mcc"] == max(scores) > scores[-1]
-    best, last = (
-        torch.load(out / "checkpoints" / name / "state.pt", weights_only=True)
-        for name in ("best", "last")
-    )
-    assert best["progress"] == {"step": metrics["best_epoch"]}
+    best = load_file(out / "checkpoints" / "best" / "model.safetensors")
+    last = torch.load(out / "checkpoints" / "last" / "state.pt", weights_only=True)
+    assert best.keys() == last["model"].keys()
+    assert not all(torch.equal(best[name], last["model"][name]) for name in best)
     assert last["progress"] == {"step": metrics["epochs"]}
 
 
@@ -224,19 +225,21 @@ def test_a_run_killed_at_any_checkpoint_ends_as_the_uninterrupted_one(
     """Each epoch logs, may write the best weights, and writes the last: five writes or more."""
     settings = FAST | {"epochs": 4, "model": "cnn"}
     finetune(**noisy_tables, out=tmp_path / "whole", **settings)
-    real, written = loop.save_state, []
+    writers, written = {name: getattr(loop, name) for name in ("save_state", "save_weights")}, []
 
-    def killed(*args, **progress):
-        written.append(progress)
+    def killed(name, *args, **progress):
+        written.append(name)
         if len(written) == write:
             raise KeyboardInterrupt
-        real(*args, **progress)
+        writers[name](*args, **progress)
 
-    monkeypatch.setattr(loop, "save_state", killed)
+    for name in writers:
+        monkeypatch.setattr(loop, name, partial(killed, name))
     with pytest.raises(KeyboardInterrupt):
         finetune(**noisy_tables, out=tmp_path / "cut", **settings)
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    monkeypatch.setattr(loop, "save_state", real)
+    for name, writer in writers.items():
+        monkeypatch.setattr(loop, name, writer)
     finetune(**noisy_tables, out=tmp_path / "cut", **settings, resume=True)
     assert_same(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut").rglob("*.part*"))

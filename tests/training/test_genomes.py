@@ -128,12 +128,13 @@ def test_windows_become_the_tokenizers_ids():
     assert torch.equal(tokens_of(windows, TOKENIZER), expected)
 
 
-def test_fifteen_percent_are_corrupted_in_the_published_shares():
-    rng = np.random.default_rng(0)
-    first, count = len(TOKENIZER.special), 4**TOKENIZER.k
+@pytest.mark.parametrize("k", [1, 3])
+def test_fifteen_percent_are_corrupted_in_the_published_shares(k):
+    rng, tokenizer = np.random.default_rng(0), Tokenizer(k)
+    first, count = len(tokenizer.special), 4**k
     ids = torch.from_numpy(rng.integers(first, first + count, (500, 400)))
     ids[:, 0] = CLS
-    corrupted, chosen, masked = mask_tokens(ids, TOKENIZER, rng)
+    corrupted, chosen, masked = mask_tokens(ids, tokenizer, rng)
     n = int(chosen.sum())
 
     def near(found, share, of):

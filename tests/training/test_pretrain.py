@@ -83,6 +83,21 @@ def test_a_repetitive_genome_is_learned_beyond_its_frequencies(genome, tmp_path)
     assert manifest["tokens_seen"] == 150 * 16 * 16
 
 
+def test_the_model_of_the_lowest_loss_is_kept(genome, tmp_path, monkeypatch):
+    losses, weights = iter([3.0, 1.0, 2.0]), []
+
+    def validate(self, batches):
+        weights.append({n: t.clone() for n, t in self.model.state_dict().items()})
+        return {"loss": next(losses), "accuracy": 0.5}
+
+    monkeypatch.setattr(Pretrainer, "validate", validate)
+    pretrain(genomes=genome, out=tmp_path / "r", **SHORT)
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert (metrics["loss"], metrics["step"]) == (1.0, 8)
+    for name, tensor in weights_of(tmp_path / "r").items():
+        assert torch.equal(tensor, weights[1][name])
+
+
 def test_the_same_command_gives_the_same_model(genome, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         pretrain(genomes=genome, out=tmp_path / name, **SHORT, seed=seed)

@@ -1,6 +1,6 @@
 """The strong small baseline: a dilated residual convolutional network over single bases.
 
-About 0.5 M parameters, trained from scratch. A language model that does not beat it has not
+About 0.3 M parameters, trained from scratch. A language model that does not beat it has not
 earned its place. The form is that of BPNet (Avsec et al., Nature Genetics 2021), with a
 LayerNorm before each convolution, so that pads change nothing.
 """

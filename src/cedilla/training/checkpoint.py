@@ -1,4 +1,7 @@
-"""The state of a training run on disk, whole or absent, without pickles that can run code."""
+"""The state of a training run on disk, whole or absent, without pickles that can run code.
+
+Weights to use are safetensors; what a run needs to go on is read with ``weights_only=True``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cedilla.files import whole_file
@@ -21,7 +25,7 @@ def save_state(
     """Write the trained weights, the optimiser's and the loss scaler's state, and plain facts
     such as ``step=100``."""
     state = {
-        "model": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
+        "model": _trained(model),
         "optimiser": optimiser.state_dict(),
         "scaler": scaler.state_dict() if scaler else {},
         "progress": progress,
@@ -49,9 +53,19 @@ def load_state(
     return int(state["progress"]["step"])
 
 
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the trained weights alone, as ``model.safetensors``."""
+    with whole_file(path / "model.safetensors") as draft:
+        save_file(_trained(model), draft)
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Restore the trained weights alone."""
-    model.load_state_dict(_read(path)["model"], strict=False)
+    """Restore what `save_weights` wrote."""
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from cedilla.training.kmer_baseline import features, fit_kmers
 from cedilla.training.loop import Finetuner, Schedule
 from cedilla.training.splits import Splits, find_files, labels_of, read_splits, take
 
-# Chosen on dev sets with the embedded model; a large one wants a lower rate.
+# Starting points for a model of mini's size; a large one wants a tenth of them.
 LEARNING_RATE = {"full": 5e-4, "lora": 2e-3, "head": 2e-3}
 LARGE_MODEL_FACTOR = 0.1
 

@@ -18,7 +18,7 @@ from cedilla.models.classifier import SequenceClassifier
 from cedilla.progress import progress_bar
 from cedilla.run_directory import Run
 from cedilla.training.batches import Batch, SequenceData
-from cedilla.training.checkpoint import load_state, load_weights, save_state
+from cedilla.training.checkpoint import load_state, load_weights, save_state, save_weights
 from cedilla.training.precision import Precision
 
 
@@ -73,7 +73,7 @@ class Finetuner:
             events.append(event)
             run.log(**event)
             if self._best(events) is event:
-                save_state(best, self.model, self.optimiser, self.scaler, step=first + 1)
+                save_weights(best, self.model)
             first += 1
             save_state(last, self.model, self.optimiser, self.scaler, step=first)
         load_weights(best, self.model)

@@ -152,7 +152,7 @@ def taking(
     *,
     out: Path | None = None,
     dev: tuple[str, ...] = (),
-    runs: Sequence[Path] = (),
+    runs: tuple[Path, ...] = (),
     either: str | Path = "e",
 ):
     return table, out, dev, runs, either

@@ -15,6 +15,7 @@ from cedilla.evaluation.learners import BoostedKmers, FusedNetwork, kmer_feature
 from cedilla.models import zoo
 from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.models.kmers import count_kmers
+from cedilla.training.loop import Finetuner
 
 N = 200
 TRAIN = np.arange(N) < 140
@@ -128,6 +129,25 @@ def test_a_missing_feature_is_no_feature_for_the_network(rows, network, tmp_path
     np.testing.assert_array_equal(plain, missing)
     other = network().scores(True, NOTHING, 1, tmp_path / "c")
     assert pearsonr(plain, other)[0] < 0.9999
+
+
+def test_a_network_that_was_cut_off_goes_on_where_it_was(rows, network, tmp_path, monkeypatch):
+    beta = rows[2]
+    whole = network(epochs=3).scores(True, beta, 0, tmp_path / "whole")
+    real, epochs = Finetuner._epoch, []
+
+    def killed(self, *args):
+        epochs.append(args[0])
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Finetuner, "_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        network(epochs=3).scores(True, beta, 0, tmp_path / "cut")
+    cut = network(epochs=3).scores(True, beta, 0, tmp_path / "cut")
+    assert epochs == [0, 1, 2, 2]
+    np.testing.assert_array_equal(cut, whole)
 
 
 def test_without_a_sequence_the_network_leaves_it_to_boosting(rows, network, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cedilla.dna.tokenizer import Tokenizer
+from cedilla.errors import InputError
 from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.run_directory import Run
@@ -132,3 +133,10 @@ def test_scaled_training_in_half_precision_learns():
     losses = [t._step(batch, 0.1) for _ in range(12)]
     assert losses[-1] < losses[0]
     assert t.scaler.get_scale() > 0
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    t = trainer(learning_rate=1e38)
+    with pytest.raises(InputError, match=r"epoch 1, .*: the loss is not finite; lower --learn"):
+        t.fit(Run(tmp_path), data(t), data(t))
+    assert not (tmp_path / "checkpoints").exists()

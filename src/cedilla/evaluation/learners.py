@@ -19,7 +19,7 @@ from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.kmers import count_kmers
 from cedilla.models.zoo import build
 from cedilla.run_directory import Run
-from cedilla.training.adapters import LoRA, prepare
+from cedilla.training.adapters import LoRA, default_learning_rate, prepare
 from cedilla.training.batches import SequenceData
 from cedilla.training.loop import Finetuner, Schedule
 
@@ -142,11 +142,11 @@ class FusedNetwork:
         torch.manual_seed(seed)
         encoder = build(self.model)
         classifier = SequenceClassifier(encoder, 2, features=features)
-        prepare(classifier, "full", LoRA())
+        trainable = prepare(classifier, "full", LoRA())
         schedule = Schedule(
             epochs=self.epochs,
             batch_size=BATCH_SIZE,
-            learning_rate=5e-4,
+            learning_rate=default_learning_rate("full", trainable.total),
             patience=0,
             select="auroc",
             seed=seed,

@@ -16,6 +16,9 @@ from cedilla.models.classifier import SequenceClassifier
 
 Method = Literal["full", "lora", "head"]
 LORA_TARGETS = ("query", "key", "value", "dense")
+# Starting points for a model of mini's size; a large one wants a tenth of them.
+LEARNING_RATE: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "head": 2e-3}
+LARGE = 3e7
 # The output layer of pre-training, which a classifier does not run.
 _UNUSED = "encoder.lm_head."
 
@@ -71,6 +74,11 @@ def prepare(model: SequenceClassifier, method: Method, lora: LoRA) -> Trainable:
         sum(p.numel() for p in counted),
         modules,
     )
+
+
+def default_learning_rate(method: Method, parameters: int) -> float:
+    """The rate for a method and a model of that many parameters, where none is given."""
+    return LEARNING_RATE[method] * (0.1 if parameters > LARGE else 1)
 
 
 def match_modules(encoder: nn.Module, targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,15 +23,18 @@ from cedilla.progress import console
 from cedilla.run_directory import Run
 from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.published import comparability
-from cedilla.training.adapters import LORA_TARGETS, LoRA, Method, Trainable, prepare
+from cedilla.training.adapters import (
+    LORA_TARGETS,
+    LoRA,
+    Method,
+    Trainable,
+    default_learning_rate,
+    prepare,
+)
 from cedilla.training.batches import SequenceData
 from cedilla.training.kmer_baseline import features, fit_kmers
 from cedilla.training.loop import Finetuner, Schedule
 from cedilla.training.splits import Splits, find_files, labels_of, read_splits, take
-
-# Starting points for a model of mini's size; a large one wants a tenth of them.
-LEARNING_RATE = {"full": 5e-4, "lora": 2e-3, "head": 2e-3}
-LARGE_MODEL_FACTOR = 0.1
 
 
 def finetune(
@@ -241,8 +244,7 @@ def _plan(
     if name in FROM_SCRATCH and method != "full":
         raise InputError.one(f"model {name!r}", "has no trained weights", "use --method full")
     if not schedule.learning_rate:
-        rate = LEARNING_RATE[method] * (LARGE_MODEL_FACTOR if size > 3e7 else 1)
-        schedule = replace(schedule, learning_rate=rate)
+        schedule = replace(schedule, learning_rate=default_learning_rate(method, size))
     outputs = max(2, splits.classes)
     classifier = SequenceClassifier(encoder, outputs, pooling=pooling, dropout=lora.dropout)
     return _Plan(

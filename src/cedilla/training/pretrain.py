@@ -26,6 +26,7 @@ from cedilla.training.genomes import (
     split,
     tokens_of,
 )
+from cedilla.training.precision import Precision
 
 VALIDATION_BATCHES = 4
 
@@ -276,7 +277,7 @@ def masked_loss(
     model: NucleotideTransformer, corrupted: torch.Tensor, ids: torch.Tensor, where: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and accuracy at `where`; the output layer runs at those positions alone."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with Precision.of(ids.device).autocast():
         logits = model.lm_head(model.encode(corrupted)[where])
     target = ids[where]
     return F.cross_entropy(logits.float(), target), (logits.argmax(-1) == target).float().mean()

@@ -63,7 +63,8 @@ def _lead(call: Call, main: dict[str, Any], arms: dict[str, dict[str, Any]], lab
     if without >= CEILING:
         text += " Without it nothing is left to gain."
     elif call == "adds nothing measurable" and main["smallest_detectable"]:
-        text += f" A true difference of {main['smallest_detectable']:.3f} would have been found with 80 % power."
+        smallest = main["smallest_detectable"]
+        text += f" A true difference of {smallest:.3f} would have been found with 80 % power."
     return text
 
 

@@ -55,7 +55,7 @@ def test_the_steps_are_carried_out_and_written_down(write, tmp_path):
     assert simulated(out) == 40
     effective = yaml.safe_load((out / "config.yaml").read_text())
     assert effective["steps"][0] == {
-        "methylation simulate": {"n": 40, "length": 60, "out": str(out / "data")}
+        "methylation simulate": {"n": 40, "length": 60, "out": "{out}/data"}
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["verb"] == "run"
@@ -216,3 +216,24 @@ def test_what_comes_along_can_be_run(path, capsys):
     run(Path(path.stem), dry_run=True)
     run(path, dry_run=True, short=True)
     assert load_packaged(path.stem) == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps: [finetune: abc]",
+        "steps: [finetune: {short: 5}]",
+        "out: 5\nsteps: []",
+        "? [a, b]\n: 1\nsteps: []",
+        "steps: [\x01]",
+    ],
+)
+def test_whatever_the_file_holds_the_answer_is_one_clear_error(write, text):
+    assert complaints(write(text))
+
+
+def test_a_moved_experiment_is_taken_up_again(write, tmp_path):
+    path = write(experiment(tmp_path))
+    run(path)
+    moved = (tmp_path / "whole").rename(tmp_path / "elsewhere")
+    assert run(path, out=moved, resume=True) == moved

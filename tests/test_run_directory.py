@@ -138,3 +138,23 @@ def test_resuming_removes_the_drafts_of_a_kill(tmp_path):
     draft.touch()
     start(tmp_path / "r", resume=True)
     assert not draft.exists()
+
+
+def test_a_resumed_run_refuses_other_data_and_follows_moved_data(tmp_path):
+    data = tmp_path / "a.csv"
+    data.write_text("one")
+    start(tmp_path / "r", train=data).note_data(data, role="train", rows=1)
+    moved = data.rename(tmp_path / "b.csv")
+    start(tmp_path / "r", resume=True, train=moved).note_data(moved, role="train", rows=1)
+    moved.write_text("another")
+    with pytest.raises(InputError, match="not the train file that the run"):
+        start(tmp_path / "r", resume=True, train=moved).note_data(moved, role="train", rows=1)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", ""])
+def test_a_strangers_manifest_beside_the_data_does_not_matter(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "a.csv").write_text("one")
+    run = start(tmp_path / "r")
+    run.note_data(tmp_path / "a.csv", role="train", rows=1)
+    assert "synthetic" not in run.manifest

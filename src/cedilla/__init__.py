@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from cedilla.evaluation.evaluate import evaluate
     from cedilla.methylation.check import MethylationDataValidator, check
     from cedilla.methylation.simulate import simulate
-    from cedilla.models.zoo import load
+    from cedilla.models.zoo import load, models
     from cedilla.report.report import report
+    from cedilla.tasks.download import data_get, data_list
     from cedilla.training.finetune import finetune
     from cedilla.training.pretrain import pretrain
 
@@ -39,11 +40,14 @@ _HOMES = {
     "Tokenizer": "cedilla.dna.tokenizer",
     "check": "cedilla.methylation.check",
     "compare": "cedilla.evaluation.compare",
+    "data_get": "cedilla.tasks.download",
+    "data_list": "cedilla.tasks.download",
     "demo": "cedilla.demo",
     "doctor": "cedilla.doctor",
     "evaluate": "cedilla.evaluation.evaluate",
     "finetune": "cedilla.training.finetune",
     "load": "cedilla.models.zoo",
+    "models": "cedilla.models.zoo",
     "pretrain": "cedilla.training.pretrain",
     "report": "cedilla.report.report",
     "run": "cedilla.config",
@@ -56,11 +60,14 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "data_get",
+    "data_list",
     "demo",
     "doctor",
     "evaluate",
     "finetune",
     "load",
+    "models",
     "pretrain",
     "report",
     "run",

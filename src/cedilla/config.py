@@ -35,7 +35,7 @@ import yaml
 from cedilla.cli import VERBS, bind, load_verb, nearest
 from cedilla.errors import InputError, MissingData, Problem, stop_on_errors
 from cedilla.progress import console
-from cedilla.run_directory import Run
+from cedilla.run_directory import Run, find_runs
 
 KEYS = ("title", "about", "out", "steps")
 STEP_KEYS = ("short", "only_if_data")
@@ -43,10 +43,15 @@ STEP_KEYS = ("short", "only_if_data")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A verb with the arguments that it will be called with, checked."""
+    """A verb with the arguments that it will be called with, checked.
+
+    written: the arguments as the file has them, with ``{out}`` for the directory of the whole, so
+    that a moved directory is still the same experiment.
+    """
 
     verb: str
     settings: dict[str, Any]
+    written: dict[str, Any]
     only_if_data: bool
     call: Callable[[], Any]
 
@@ -174,8 +179,12 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError.one(f"{path} line {line}", f"is not YAML: {error.problem}") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise InputError.one(path, f"is not YAML: {error}".splitlines()[0]) from None
     if not isinstance(document, dict) or not isinstance(document.get("steps"), list):
         raise InputError.one(path, "has no list of steps", "write steps: and - verb: {…} below")
+    if not isinstance(document.get("out", ""), str):
+        raise InputError.one(path, f"out is {document['out']!r}", "write the path of a directory")
     return document
 
 
@@ -204,6 +213,10 @@ def _step(entry: Any, where: str, form: Form) -> Step:
     if verb not in verbs:
         raise InputError.one(where, f"there is no verb {verb}", nearest(str(verb), verbs))
     where = f"{where} ({verb})"
+    if not isinstance(given, dict | None) or not isinstance(
+        (given or {}).get("short"), dict | None
+    ):
+        raise InputError.one(where, "has no mapping of arguments", "write name: value pairs")
     given = dict(given or {})
     instead = given.pop("short", None) or {}
     only_if_data = given.pop("only_if_data", False)
@@ -226,6 +239,7 @@ def _step(entry: Any, where: str, form: Form) -> Step:
     return Step(
         verb=verb,
         settings=shortened if form.short else settings,
+        written=given | instead if form.short else given,
         only_if_data=only_if_data,
         call=calls[form.short],
     )
@@ -244,10 +258,13 @@ def _filled(value: Any, out: Path) -> Any:
 
 def _as_document(step: Step) -> dict[str, Any]:
     flag = {"only_if_data": True} if step.only_if_data else {}
-    return {step.verb: step.settings | flag}
+    return {step.verb: step.written | flag}
 
 
 def _carry_out(step: Step, whole: Run) -> None:
+    if step.verb == "report" and whole.manifest["left_out"] and not find_runs(whole.path):
+        console.print("no report: every step was left out", style="yellow")
+        return
     try:
         step.call()
     except MissingData as error:
@@ -256,7 +273,7 @@ def _carry_out(step: Step, whole: Run) -> None:
         sentences = [f"{step.verb} left out: {problem}" for problem in error.problems]
         for sentence in sentences:
             console.print(sentence, style="yellow", highlight=False, markup=False)
-        whole.note(left_out=[*whole.manifest["left_out"], *sentences])
+        whole.note(left_out=list(dict.fromkeys([*whole.manifest["left_out"], *sentences])))
 
 
 def _words(key: str, value: Any, hints: dict[str, Any]) -> list[str]:

@@ -14,7 +14,11 @@ COST = "about 6 minutes on two cores, 2 GB of memory"
 
 
 def demo(
-    *, out: Path = Path("runs/demo"), data_dir: Path | None = None, dry_run: bool = False
+    *,
+    out: Path = Path("runs/demo"),
+    data_dir: Path | None = None,
+    resume: bool = True,
+    dry_run: bool = False,
 ) -> Path:
     """Run the three experiments in short form and write one report, in minutes.
 
@@ -29,6 +33,8 @@ def demo(
         The run directory.
     data_dir:
         The first folder in which to look for data.
+    resume:
+        Go on with an interrupted demo in `out`.
     dry_run:
         Print the commands that it stands for, with time and memory, and stop.
 
@@ -43,16 +49,16 @@ def demo(
         return out
     title = "Cedilla's main job, in short form"
     about = (
-        "Three experiments with one seed and fewer rows than their full form: "
-        + ", ".join(f"`cedilla run {name}`" for name in EXPERIMENTS)
+        "Three experiments with one seed, fewer rows and less training than their full form: "
+        + ", ".join(f"cedilla run {name}" for name in EXPERIMENTS)
         + "."
     )
-    whole = Run.start(out, verb="run", config={"title": title, "about": about}, resume=True)
+    whole = Run.start(out, verb="run", config={"title": title, "about": about}, resume=resume)
     whole.note(title=title, about=about, short=True)
     for name in EXPERIMENTS:
         console.rule(name)
-        run(load_packaged(name), out=whole.path / name, resume=True, short=True, data_dir=data_dir)
+        run(
+            load_packaged(name), out=whole.path / name, resume=resume, short=True, data_dir=data_dir
+        )
     console.rule("report")
-    page = report((whole.path,))
-    print(page)
-    return page
+    return report((whole.path,))

@@ -42,6 +42,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = {}
+        self._data_before: list[dict[str, Any]] = []
         self._started = time.monotonic()
 
     @classmethod
@@ -54,6 +55,8 @@ class Run:
         when the run there has another configuration.
         """
         run = cls(path)
+        # A run may have been moved with its data: files count by their content, in `note_data`.
+        places = {"out"} | {key for key, value in config.items() if isinstance(value, Path)}
         config = {k: _plain(v) for k, v in config.items() if k not in ("resume", "dry_run")}
         if run.path.is_file():
             raise InputError.one(path, "is a file, not a directory", "choose another --out")
@@ -63,10 +66,9 @@ class Run:
                     path, "holds a run already", "pass --resume, or choose another --out"
                 )
             before = run.config
-            # A run may have been moved, so `out` does not count.
             changed = sorted(
                 k
-                for k in (before.keys() | config.keys()) - {"out"}
+                for k in (before.keys() | config.keys()) - places
                 if before.get(k) != config.get(k)
             )
             if changed:
@@ -76,8 +78,9 @@ class Run:
                     "choose another --out",
                 )
             if run.complete:
-                run.manifest = json.loads((run.path / "manifest.json").read_text())
+                run.manifest = run._read_manifest()
                 return run
+            run._data_before = run._read_manifest().get("data", [])
             run._clear_up()
         run.path.mkdir(parents=True, exist_ok=True)
         run.manifest = {
@@ -102,7 +105,8 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The effective configuration."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text()))
+        values = yaml.safe_load((self.path / "config.yaml").read_text())
+        return dict(values) if isinstance(values, dict) else {}
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -115,10 +119,21 @@ class Run:
         self._write_manifest()
 
     def note_data(self, path: str | Path, *, role: str, rows: int) -> None:
-        """Add a data file to the manifest, with the hash of its content."""
+        """Add a data file to the manifest, with the hash of its content.
+
+        Raises :class:`InputError` when a resumed run had another content in that role.
+        """
+        content = sha256(path)
+        same_role = [entry for entry in self._data_before if entry["role"] == role]
+        if same_role and content not in [entry["sha256"] for entry in same_role]:
+            raise InputError.one(
+                path,
+                f"is not the {role} file that the run in {self.path} began with",
+                "restore it, or choose another --out",
+            )
         if _is_simulated(Path(path)):
             self.note(synthetic=True)
-        entry = {"role": role, "file": Path(path).name, "sha256": sha256(path), "rows": rows}
+        entry = {"role": role, "file": Path(path).name, "sha256": content, "rows": rows}
         self.note(data=[*self.manifest["data"], entry])
 
     def log(self, **event: Any) -> None:
@@ -157,6 +172,13 @@ class Run:
         if (self.path / "metrics.jsonl").exists():
             self.rewind(lambda _: True)
 
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
+
     def _write_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
 
@@ -165,19 +187,16 @@ def find_runs(path: str | Path) -> list[Run]:
     """The complete runs at and below `path`, in order of their start."""
     runs = []
     for metrics in sorted(Path(path).rglob("metrics.json")):
-        if (metrics.parent / "manifest.json").exists():
-            run = Run(metrics.parent)
-            run.manifest = json.loads((metrics.parent / "manifest.json").read_text())
+        run = Run(metrics.parent)
+        run.manifest = run._read_manifest()
+        if run.manifest:
             runs.append(run)
     return sorted(runs, key=lambda run: (run.manifest["started"], str(run.path)))
 
 
 def _is_simulated(path: Path) -> bool:
     """Whether a file lies in a directory that `cedilla methylation simulate` wrote."""
-    manifest = path.parent / "manifest.json"
-    if not manifest.exists():
-        return False
-    return bool(json.loads(manifest.read_text()).get("verb") == "methylation simulate")
+    return Run(path.parent)._read_manifest().get("verb") == "methylation simulate"
 
 
 def _plain(value: Any) -> Any:

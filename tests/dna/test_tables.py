@@ -157,6 +157,17 @@ def test_everything_wrong_with_the_rows_is_told_at_once(write):
     ]
 
 
+def test_problems_of_rows_may_be_collected(write):
+    problems = []
+    path = write("sequence,label,more\nAC-T,1,x\nACGT,no,y\nACGT,0,z\n")
+    table = read_sequences(path, collect=problems)
+    assert [problem.where for problem in problems] == [f"{path} line 2", f"{path} line 3"]
+    assert table.labels.tolist() == [1, -1, 0]
+    assert list(table.frame) == ["sequence", "label", "more"]
+    with pytest.raises(InputError, match="has no column 'most'"):
+        read_sequences(path, extra=("most",), collect=problems)
+
+
 def test_ten_thousand_bad_rows_are_six_lines(write):
     found = complaints(write("sequence,label\n" + "AC*T,1\nACGT,0\n" * 10_000))
     assert len(found) == 6

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,8 +181,8 @@ def test_betas_beyond_their_range_are_refused(complaints):
         "FILE: beta is outside [0, 1] (2 rows: '1.25' in line 4, '-0.5' in line 5); correct it"
     ]
     (problem,) = complaints(table().assign(beta=lambda t: 1.5 + 98 * t["beta"]))
-    assert "is outside [0, 1] (60 rows: " in problem
-    assert problem.endswith("percent values? divide them by 100")
+    assert "is outside [0, 1] and looks like percent (60 rows: " in problem
+    assert problem.endswith("divide all of it by 100")
 
 
 def test_unknown_columns_get_the_nearest_name(complaints):
@@ -232,3 +235,125 @@ def test_positions_that_are_none_are_refused(complaints):
     frame.loc[5, "start_hg19"] = -1
     assert "start_hg19 is outside [0, inf]" in complaints(frame)[0]
     assert "start_hg19 is not a number" in complaints(table().astype(str).assign(start_hg19="x"))[0]
+
+
+@pytest.mark.parametrize(("written", "dropped"), [("6", "chr6"), ("X", "chrx"), ("chrX", "X")])
+def test_a_group_to_drop_by_its_other_name_is_refused(complaints, read, written, dropped):
+    frame = table()
+    if not written.startswith("chr"):
+        frame["chrom_hg19"] = frame["chrom_hg19"].str.removeprefix("chr")
+    frame["chrom_hg19"] = frame["chrom_hg19"].replace({"6": written, "chr6": written})
+    prefix = written.removesuffix("X") if written.startswith("chr") else ""
+    splits = {"dev": (f"{prefix}2",), "test": (f"{prefix}3", f"{prefix}4")}
+    assert complaints(frame, drop=(dropped,), **splits) == [
+        f"FILE column chrom_hg19: has no {dropped!r} (--drop); write {written}"
+    ]
+    assert read(frame, drop=(written, "chrY"), **splits).counts["train"] == 20
+
+
+def test_another_name_of_a_group_is_told(complaints):
+    found = complaints(table(), dev=("2",))
+    assert found == ["FILE column chrom_hg19: has no '2' (--dev); write chr2"]
+
+
+def test_problems_of_rows_numbers_and_groups_come_at_once(complaints):
+    frame = table().astype({"beta": object, "dist": object, "label": object})
+    frame.loc[0, "sequence"] = "AC-T"
+    frame.loc[1, "label"] = np.nan
+    frame.loc[2, "beta"] = "high"
+    frame.loc[3, "beta"] = 1.5
+    frame.loc[4, "dist"] = "inf"
+    frame.loc[5, "start_hg19"] = 10**9
+    frame["probe_id"] = [f"cg{i:08d}" for i in range(60)]
+    frame.loc[6, "probe_id"] = "cg1"
+    frame.loc[8, "probe_id"] = "cg00000007"
+    found = complaints(frame, annotation=("dist",), dev=("chr22",))
+    parts = [
+        "line 2: '-' at position 3 is no nucleotide code",
+        "line 3: the label is missing",
+        "beta is not a number (1 rows: 'high' in line 4)",
+        "beta is outside [0, 1] (1 rows: '1.5' in line 5)",
+        "dist is infinite (1 rows: 'inf' in line 6)",
+        "line 8: probe id 'cg1' is malformed",
+        "line 10: probe cg00000007 stands in line 9 already",
+        "start_hg19 lies beyond the end of its chromosome in hg19 (1 rows: '1000000000' in line 7)",
+        "has no 'chr22' (--dev)",
+    ]
+    assert len(found) == len(parts)
+    for problem, part in zip(found, parts, strict=True):
+        assert part in problem
+
+
+def test_unusable_labels_are_told_once(complaints):
+    frame = table().astype({"label": object})
+    frame.loc[3, "label"] = 0.5
+    (problem,) = complaints(frame)
+    assert "line 5: label '0.5' is not usable" in problem
+
+
+@pytest.mark.parametrize("bare", ["7", "X"])
+def test_chromosomes_with_and_without_chr_are_refused(complaints, bare):
+    frame = table()
+    frame.loc[frame.chrom_hg19 == "chr6", "chrom_hg19"] = bare
+    assert complaints(frame) == [
+        f"FILE column chrom_hg19: names are mixed, as in chr1 (5 with chr) and {bare} (1 without);"
+        " name chromosomes one way"
+    ]
+
+
+def test_groups_that_are_no_chromosomes_have_any_name(read):
+    frame = table().replace({"chrom_hg19": {"chr6": "control", "chr5": "chrUn_1"}})
+    assert read(frame).counts["train"] == 30
+
+
+@pytest.mark.parametrize(
+    ("suffix", "end", "name"),
+    [("_hg19", 249_250_621, "hg19"), ("_hg18", 247_249_719, "hg18"), ("", 249_250_621, "hg18, hg")],
+)
+def test_positions_beyond_the_chromosome_are_refused(complaints, read, suffix, end, name):
+    names = {"chrom_hg19": f"chrom{suffix}", "start_hg19": f"start{suffix}"}
+    columns = COLUMNS | {"group": f"chrom{suffix}"}
+    frame = table().rename(columns=names)
+    frame.loc[0, f"start{suffix}"] = end - 1
+    assert read(frame, columns=columns).block_kind == "blocks of 2 Mb"
+    frame.loc[0, f"start{suffix}"] = end
+    (problem,) = complaints(frame, columns=columns)
+    assert f"lies beyond the end of its chromosome in {name}" in problem
+    assert f"(1 rows: '{end}' in line 2)" in problem
+    frame = frame.replace({names["chrom_hg19"]: {"chr1": "mouse_1"}})
+    assert read(frame, columns=columns).counts["train"] == 30
+
+
+def test_a_table_may_be_grouped_by_probe(read):
+    frame = table()
+    frame["IlmnID"] = frame["chrom_hg19"].str.replace("chr", "cg0000000")
+    loci = read(
+        frame,
+        columns=COLUMNS | {"group": "IlmnID"},
+        dev=("cg00000002",),
+        test=("cg00000003",),
+    )
+    assert loci.counts == {"train": 40, "dev": 10, "test": 10}
+
+
+@pytest.mark.skipif("CEDILLA_DATA" not in os.environ, reason="CEDILLA_DATA is not set")
+def test_the_real_27k_table_passes():
+    folder = Path(os.environ["CEDILLA_DATA"]) / "methylation/hm27_gm12878"
+    loci = read_loci(
+        folder / "hm27_seq_beta_gm12878.parquet",
+        columns={
+            "sequence": "seq122",
+            "label": "gm12878_H3K4me3",
+            "beta": "beta_median_sesame450k",
+            "group": "chrom_hg19",
+        },
+        annotation=("cgi_ucsc_hg19", "dist_tss"),
+        dev=("chr7", "chr10"),
+        test=("chr8", "chr9"),
+        drop=("chrX", "chrY"),
+        position="start_hg19",
+        block_size=2_000_000,
+        rows=None,
+    )
+    assert loci.read == 27_578
+    assert len(loci.labels) + sum(loci.left_out.values()) == loci.read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_multiclass_metrics_equal_scikit_learn(classes, seed):
     }
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_many_classes_take_memory_as_their_probabilities_do():
+    rng = np.random.default_rng(0)
+    labels, p = rng.integers(0, 200, 10_000), rng.random((10_000, 200))
+    p[np.arange(0, 10_000, 2), labels[::2]] = 1.0
+    weights = rng.integers(0, 3, (10, 10_000))
+    tracemalloc.start()
+    scored = Scorer(labels, p, metrics=("f1", "mcc"))(weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * p.nbytes
+    for draw, w in enumerate(weights):
+        arrays, options = (labels, p.argmax(axis=1)), {"sample_weight": w}
+        theirs = reference.f1_score(*arrays, average="macro", **options)
+        assert scored["f1"][draw] == pytest.approx(theirs, abs=1e-12)
+        theirs = reference.matthews_corrcoef(*arrays, **options)
+        assert scored["mcc"][draw] == pytest.approx(theirs, abs=1e-12)
 
 
 def test_a_class_without_rows_is_left_out_of_the_areas():

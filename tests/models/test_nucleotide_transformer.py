@@ -118,3 +118,18 @@ def test_v2_50m_has_the_published_number_of_parameters():
         )
     dead = 2050 * 512 + 12 * 16 + 1  # the position table and the contact head
     assert sum(p.numel() for p in model.parameters()) + dead == 55_904_972
+
+
+def test_attention_is_fused_unless_maps_are_asked_for(golden, monkeypatch):
+    model, _, ids, mask = golden
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs),
+    )
+    model(ids, mask)  # in evaluation mode, with gradients wanted or not
+    assert len(calls) == 3
+    model(ids, mask, attentions=True)
+    assert len(calls) == 3

@@ -129,6 +129,17 @@ def test_arms_and_differences_are_those_of_the_metrics(reader: Reader, experimen
     assert metrics["verdict"]["sentence"] in reader.text
 
 
+def test_intervals_are_not_said_to_come_from_what_was_not_resampled(
+    tmp_path: Path, compared: Any
+) -> None:
+    """Rows or blocks of the genome: the verdict's limits say which, for each comparison."""
+    compared(tmp_path / "run")
+    seen = Reader(report((tmp_path / "run",)).read_text()).text
+    assert seen.count("bootstrap interval") == 2
+    assert "intervals over rows" not in seen
+    assert "block-bootstrap" not in seen
+
+
 def test_the_top_says_what_was_found_left_out_and_is_synthetic(reader: Reader) -> None:
     top = reader.text.split("Paired differences")[0]
     assert "Synthetic: no evidence about biology" in top

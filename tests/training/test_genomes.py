@@ -62,10 +62,64 @@ def test_a_genome_is_looked_for_here_then_in_the_data_folders(tmp_path, monkeypa
         find_genome("none.fa", named)
 
 
-def test_a_weight_that_is_no_number_is_refused(tmp_path):
+@pytest.mark.parametrize("weight", ["heavy", "0", "-1", "nan", "inf"])
+def test_a_weight_that_is_no_number_above_0_is_refused(tmp_path, weight):
     (tmp_path / "a.fa").write_text(">a\nACGT\n")
-    with pytest.raises(InputError, match="'heavy' is no weight"):
-        read_genomes([f"{tmp_path / 'a.fa'}=heavy"])
+    with pytest.raises(InputError, match=f"'{weight}' is no weight"):
+        read_genomes([f"{tmp_path / 'a.fa'}={weight}"])
+
+
+def test_all_missing_genomes_are_named_at_once(tmp_path):
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    with pytest.raises(MissingData) as caught:
+        read_genomes(["none.fa", str(tmp_path / "a.fa"), "neither.fa=2"])
+    assert [p.where for p in caught.value.problems] == ["none.fa", "neither.fa"]
+
+
+def test_the_problems_of_all_sources_are_one_error(tmp_path):
+    records = "".join(f">r{i}\nAC\nG*TX\n" for i in range(1000))
+    (tmp_path / "a.fa").write_text(f">fine\nACGT\n{records}")
+    (tmp_path / "b.fa").write_text(">b\nNNNN\n")
+    sources = [str(tmp_path / "a.fa"), f"{tmp_path / 'b.fa'}", "none.fa=0"]
+    with pytest.raises(InputError) as caught:
+        read_genomes(sources)
+    # A step of an experiment may be left out for want of data, not for bad data.
+    assert not isinstance(caught.value, MissingData)
+    problems = list(map(str, caught.value.problems))
+    assert f"{tmp_path / 'a.fa'} record r0: '*' at position 4 is no nucleotide code" in problems[0]
+    for what in (
+        "(1,000 in all)",
+        "b.fa: holds no bases",
+        "'0' is no weight",
+        "none.fa: not found",
+    ):
+        assert sum(what in problem for problem in problems) == 1, what
+    assert len(problems) < 20
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path):
+    letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 200_000))
+    whole = gzip.compress(f">a\n{letters}\n".encode())
+    (tmp_path / "a.fa.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.fa").write_bytes(b">a\nAC\xffGT\n")
+    with pytest.raises(InputError) as caught:
+        read_genomes([str(tmp_path / "a.fa.gz"), str(tmp_path / "b.fa")])
+    problems = caught.value.problems
+    assert [p.where for p in problems] == [str(tmp_path / name) for name in ("a.fa.gz", "b.fa")]
+    assert all("is cut off, damaged" in p.what for p in problems)
+
+
+def test_ambiguous_codes_are_counted_aloud(tmp_path, capsys):
+    path = tmp_path / "a.fa"
+    path.write_text(">a\nACGTN\n>b\nARYA\n>c\nwA\n")
+    (found,) = read_genomes([str(path)])
+    assert [text(c) for c in found.contigs] == ["ACGTN", "ANNA", "NA"]
+    note = capsys.readouterr().err
+    assert f"{path}: 3 IUPAC codes" in note
+    assert "in 2 records (the first in record b)" in note
+    path.write_text(">a\nACGTNU\n")
+    read_genomes([str(path)])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("content", ["", ">a\nNNNN\n", "no fasta\n"])
@@ -106,6 +160,13 @@ def test_genomes_are_drawn_by_weight_and_contigs_by_length():
     mixed = sum(n for kind, n in drawn.items() if len(kind) == 2)
     assert mixed / 4000 == pytest.approx(0.25, abs=0.03)
     assert drawn["C"] / (4000 - mixed) == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_weight_counts_per_window_tried():
+    """The half of the first genome's windows is unusable, and its share falls to a third."""
+    sampler = WindowSampler([genome("A" * 509 + "N" * 500), genome("C" * 1009)], length=10)
+    drawn = Counter(text(w)[0] for w in sampler.draw(4000, np.random.default_rng(0)))
+    assert (drawn["A"] + drawn["T"]) / 4000 == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_the_same_seed_draws_the_same_windows():

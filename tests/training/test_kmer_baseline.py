@@ -51,6 +51,18 @@ def test_the_best_of_the_grid_on_dev_is_chosen(sets, monkeypatch):
     assert (k, pipeline[-1].C) == max(GRID, key=scores.__getitem__)
 
 
+def test_kmers_are_counted_once_for_each_k(sets, monkeypatch):
+    counted = []
+
+    def counting(sequences, k):
+        counted.append((len(sequences), k))
+        return features(sequences, k)
+
+    monkeypatch.setattr(kmer_baseline, "features", counting)
+    fit_kmers(*sets, seed=0)
+    assert counted == [(n, k) for k in (4, 5, 6) for n in (60, 40)]
+
+
 def test_it_is_the_same_every_time(sets):
     train, dev = sets
     models = [fit_kmers(train, dev, seed=0)[0] for _ in range(2)]

@@ -21,11 +21,15 @@ needs_data = pytest.mark.skipif(
 @pytest.fixture
 def write(tmp_path):
     """Three files with the given labels and sequences that are all different."""
+    ends = {"train": "", "dev": "GG", "test": "CC"}
 
     def _write(**labels) -> dict[str, Path]:
         paths = {}
         for split, values in labels.items():
-            rows = [f"{'ACGT'[i % 4] * (i // 4 + 1)},{label}" for i, label in enumerate(values)]
+            rows = [
+                f"{'ACGT'[i % 4] * (i // 4 + 1)}{ends[split]},{label}"
+                for i, label in enumerate(values)
+            ]
             paths[split] = tmp_path / f"{split}.csv"
             paths[split].write_text("\n".join(["sequence,label", *rows]) + "\n")
         return paths
@@ -94,6 +98,21 @@ def test_dev_serves_as_train_in_nine_tenths(write):
     assert splits.trained_on == "dev"
     assert [len(table) for _, table in splits] == [90, 10, 2]
     assert not set(splits.train.sequences) & set(splits.dev.sequences)
+
+
+def test_two_splits_of_the_same_rows_are_refused(write):
+    files = write(train=[0, 1], dev=[0, 1], test=[0, 1])
+    copy = files["test"].with_name("copy.csv")
+    copy.write_bytes(files["train"].read_bytes())
+    (problem,) = complaints(files | {"test": copy})
+    assert problem == (
+        f"{files['train']}: --train and --test are the same rows ({copy} has the same content); "
+        "give each split rows of its own"
+    )
+    assert len(complaints(dict.fromkeys(SPLITS, files["train"]))) == 3
+    dev = files["dev"]
+    (problem,) = complaints({"train": dev, "dev": dev, "test": dev}, trained_on="dev")
+    assert "--dev and --test are the same rows" in problem
 
 
 def test_taken_rows_keep_their_columns_together(write):

@@ -15,7 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,7 @@ def read_sequences(
     id: str | None = None,
     extra: Sequence[str] = (),
     classes: int | Sequence[str] | None = None,
+    collect: list[Problem] | None = None,
 ) -> SequenceTable:
     """Read and check sequences from a table or from FASTA.
 
@@ -99,7 +100,8 @@ def read_sequences(
 
     Raises :class:`InputError` with every problem of the file: missing columns, forbidden
     characters (1-based position), empty sequences, labels that are missing or of one class only,
-    ids that stand twice.
+    ids that stand twice. With `collect`, problems of rows are appended to it instead, an unusable
+    label is -1, and the frame has all columns: for a reader with more rules to report at once.
     """
     path = Path(path)
     content = _content(path)
@@ -109,23 +111,20 @@ def read_sequences(
         frame = _parse_table(path, content, [c for c in (sequence, id) if c])
     wanted = [c for c in (sequence, label, id, *extra) if c]
     stop_on_errors(_missing_columns(frame, wanted, path))
-    cleaned, problems, notes = _check_sequences(frame, sequence, path)
-    ids, id_problems = _check_ids(frame, id, path)
-    problems += id_problems
+    bases, problems, notes = _check_sequences(frame, sequence, path)
+    ids, found = _check_ids(frame, id, path)
+    problems += found
     labels, names = None, None
     if label is not None:
-        labels, names, label_problems = _check_labels(frame, label, classes, path)
-        problems += label_problems
-    stop_on_errors(problems)
-    return SequenceTable(
-        ids=ids,
-        sequences=cleaned,
-        labels=labels,
-        label_names=names,
-        frame=frame[list(extra)],
-        path=path,
-        notes=notes,
-    )
+        labels, names, found = _check_labels(frame, label, classes, path)
+        problems += found
+    if collect is None:
+        stop_on_errors(problems)
+        frame = frame[list(extra)]
+    else:
+        collect += problems
+    table = SequenceTable(ids=ids, sequences=bases, labels=labels, frame=frame, path=path)
+    return replace(table, label_names=names, notes=notes)
 
 
 def _content(path: Path) -> bytes:

@@ -124,7 +124,7 @@ def compare(
     if dry_run:
         console.print(_estimate(loci, len(chosen) * seeds, learner))
         return out
-    run = Run.start(out, verb="compare", config=settings, resume=resume)
+    run = Run.start(out, verb="compare", config=settings | {"table": path}, resume=resume)
     if run.complete:
         console.print(f"{out} is complete")
         return out

@@ -177,7 +177,7 @@ def _differences(
             "low": difference.low,
             "high": difference.high,
             "p": difference.p,
-            "smallest_detectable": smallest_detectable(difference.sd),
+            "smallest_detectable": smallest_detectable(difference.sd, alpha=1 - settings["level"]),
         }
         for metric, difference in found.items()
     ]

@@ -110,8 +110,8 @@ def best_threshold(labels: ArrayLike, probabilities: ArrayLike) -> float:
     low, high = edges[:-1], edges[1:]
     tp = _at_or_above(np.bincount(group[labels == 1], minlength=len(values)))
     fp = _at_or_above(np.bincount(group[labels == 0], minlength=len(values)))
-    cells = np.stack([fp[0] - fp, fp, tp[0] - tp, tp], axis=-1).reshape(-1, 2, 2)
-    scores = _mcc(cells)
+    tn, fn = fp[0] - fp, tp[0] - tp
+    scores = _mcc(np.stack([[tn, tp], [tn + fp, fn + tp], [tn + fn, fp + tp]]).transpose(2, 0, 1))
     best = np.flatnonzero(scores >= scores.max() - 1e-12)
     cut = best[np.argmax((high - low)[best])]
     middle = (low[cut] + high[cut]) / 2
@@ -193,40 +193,47 @@ class Ranking:
 
 
 class Confusion:
-    """Counts of (label, predicted class) at any row weights."""
+    """How often each class is called rightly, is the label, and is called, at any row weights.
+
+    That is the confusion matrix's diagonal and its sums, all that the metrics need of it: three
+    numbers a class, where the matrix itself would hold C of them.
+    """
 
     def __init__(self, labels: NDArray, predicted: NDArray, classes: int) -> None:
-        self._classes = classes
-        self._cells = np.eye(classes * classes, dtype=np.float64)[labels * classes + predicted]
+        rows = np.arange(len(labels))
+        cells = np.zeros((len(labels), 3, classes))
+        cells[rows, 0, labels] = labels == predicted
+        cells[rows, 1, labels] = 1
+        cells[rows, 2, predicted] = 1
+        self._cells = cells.reshape(len(labels), -1)
 
     def counts(self, weights: Integers | None = None) -> Floats:
-        """(D, C, C) with labels in rows, given integer `weights` (D, N)."""
+        """(D, 3, C): hits, labels and calls of each class, given integer `weights` (D, N)."""
         flat = _counts(weights, len(self._cells)) @ self._cells
-        return flat.reshape(-1, self._classes, self._classes)
+        return flat.reshape(len(flat), 3, -1)
 
 
 def _count_metrics(counts: Floats) -> dict[str, Floats]:
-    """Metrics of confusion matrices (D, C, C): of class 1 for C = 2, else means over classes."""
-    hit = np.diagonal(counts, axis1=1, axis2=2)
-    actual, called = counts.sum(axis=2), counts.sum(axis=1)
+    """Metrics of counts (D, 3, C): of class 1 for C = 2, else means over classes."""
+    hit, actual, called = counts.swapaxes(0, 1)
     per_class = {
         "f1": _ratio(2 * hit, actual + called),
         "precision": _ratio(hit, called),
         "recall": _ratio(hit, actual),
     }
-    if counts.shape[1] == 2:
+    if counts.shape[2] == 2:
         averaged = {name: values[:, 1] for name, values in per_class.items()}
     else:
         # A class that is neither present nor called says nothing, as in scikit-learn.
         seen = (actual + called) > 0
         averaged = {k: _ratio((v * seen).sum(1), seen.sum(1)) for k, v in per_class.items()}
-    accuracy = _ratio(hit.sum(axis=1), counts.sum(axis=(1, 2)))
+    accuracy = _ratio(hit.sum(axis=1), actual.sum(axis=1))
     return {"accuracy": accuracy, **averaged, "mcc": _mcc(counts)}
 
 
 def _mcc(counts: Floats) -> Floats:
-    actual, called = counts.sum(axis=2), counts.sum(axis=1)
-    total, hits = counts.sum(axis=(1, 2)), np.trace(counts, axis1=1, axis2=2)
+    hit, actual, called = counts.swapaxes(0, 1)
+    total, hits = actual.sum(axis=1), hit.sum(axis=1)
     covariance = hits * total - (actual * called).sum(axis=1)
     spread_actual = total**2 - (actual**2).sum(axis=1)
     spread_called = total**2 - (called**2).sum(axis=1)

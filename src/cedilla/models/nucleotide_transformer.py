@@ -338,7 +338,7 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
         # On a CPU the backward pass of the fused kernel is several times slower than its parts.
-        training_on_cpu = q.requires_grad and q.device.type == "cpu"
+        training_on_cpu = self.training and q.requires_grad and q.device.type == "cpu"
         if want_weights or training_on_cpu:
             weights = _attention_weights(q, k, keys)
             y = weights.to(v.dtype) @ v

@@ -76,7 +76,7 @@ def _picture(result: Result, name: str) -> Picture:
         name=name,
         alt=f"{about}Test AUROC by arm: {', '.join(values)}. The tables below hold every number.",
         caption=(
-            f"{about}Above, each arm on the test rows with its 95 % block-bootstrap interval. "
+            f"{about}Above, each arm on the test rows with its 95 % bootstrap interval. "
             "Below, paired differences between arms on the same rows; a difference inside the "
             "grey bar is smaller than this number of rows could have shown."
         ),
@@ -95,7 +95,7 @@ def _arms(metrics: Mapping[str, Any]) -> Table:
         spread = (scores.get("sd") or {}).get("auroc")
         rows.append([*row, Cell(decimal(spread))])
     return Table(
-        caption="Arms on the test rows, with 95 % intervals over rows; SD is of the AUROC",
+        caption="Arms on the test rows, with 95 % bootstrap intervals; SD is of the AUROC",
         head=["Arm", *METRICS.values(), "SD over seeds"],
         groups=[Group(rows=rows)],
     )

@@ -61,7 +61,8 @@ def pretrain(
     Parameters
     ----------
     genomes:
-        FASTA files, as PATH or PATH=WEIGHT.
+        FASTA files, as PATH or PATH=WEIGHT. A weight, by default the known bases, counts per
+        window tried; windows with an N are not used, so N-rich genomes get a smaller share.
     out:
         The run directory; the model is in its ``checkpoints/best``.
     layers, hidden_size, heads, intermediate_size:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from cedilla.dna.tables import SequenceTable, read_sequences
 from cedilla.errors import InputError, MissingData, Problem, stop_on_errors
+from cedilla.files import sha256
 from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.download import locate
 
@@ -66,9 +68,9 @@ def read_splits(
     """Read the three tables; labels are those of the training table.
 
     `rows` takes that many training rows, and as many dev rows at most, drawn by `seed`. Raises
-    :class:`InputError` with the problems of all three tables.
+    :class:`InputError` with the problems of all three tables, and where two are one file.
     """
-    problems: list[Problem] = []
+    problems = _check_apart(files, trained_on)
     tables: dict[str, SequenceTable] = {}
     classes: int | list[str] | None = None
     for split in SPLITS:
@@ -105,6 +107,21 @@ def read_splits(
         if len(np.unique(labels_of(table))) < 2
     )
     return splits
+
+
+def _check_apart(files: dict[str, Path], trained_on: str) -> list[Problem]:
+    """Splits that are one file, by path or by content: their rows would be learnt and scored."""
+    apart = [split for split in SPLITS if split != "train" or trained_on == "train"]
+    content = {split: sha256(files[split]) for split in apart if files[split].is_file()}
+    return [
+        Problem(
+            where=str(files[one]),
+            what=f"--{one} and --{other} are the same rows ({files[other]} has the same content)",
+            mend="give each split rows of its own",
+        )
+        for one, other in combinations(content, 2)
+        if content[one] == content[other]
+    ]
 
 
 def take(table: SequenceTable, rows: np.ndarray) -> SequenceTable:

@@ -308,7 +308,7 @@ def test_groups_that_are_no_chromosomes_have_any_name(read):
 
 @pytest.mark.parametrize(
     ("suffix", "end", "name"),
-    [("_hg19", 249_250_621, "hg19"), ("_hg18", 247_249_719, "hg18"), ("", 249_250_621, "hg18, hg")],
+    [("_hg19", 249_250_621, "hg19"), ("_hg18", 247_249_719, "hg18")],
 )
 def test_positions_beyond_the_chromosome_are_refused(complaints, read, suffix, end, name):
     names = {"chrom_hg19": f"chrom{suffix}", "start_hg19": f"start{suffix}"}
@@ -320,8 +320,12 @@ def test_positions_beyond_the_chromosome_are_refused(complaints, read, suffix, e
     (problem,) = complaints(frame, columns=columns)
     assert f"lies beyond the end of its chromosome in {name}" in problem
     assert f"(1 rows: '{end}' in line 2)" in problem
-    frame = frame.replace({names["chrom_hg19"]: {"chr1": "mouse_1"}})
-    assert read(frame, columns=columns).counts["train"] == 30
+
+
+def test_positions_of_an_unnamed_build_may_be_those_of_any_genome(read):
+    frame = table().rename(columns={"chrom_hg19": "chrom", "start_hg19": "start"})
+    frame.loc[0, "start"] = 10**9
+    assert read(frame, columns=COLUMNS | {"group": "chrom"}).block_kind == "blocks of 2 Mb"
 
 
 def test_a_table_may_be_grouped_by_probe(read):

@@ -14,7 +14,7 @@ from cedilla.dna.tables import SequenceTable, read_sequences
 from cedilla.errors import Problem, stop_on_errors
 from cedilla.evaluation.confidence import genomic_blocks
 from cedilla.methylation.check import check_probes
-from cedilla.methylation.columns import Build, Description, recognise
+from cedilla.methylation.columns import Description, recognise
 from cedilla.methylation.coordinates import CHROMOSOME_LENGTHS, bare_names
 
 
@@ -242,27 +242,15 @@ def _check_places(table: SequenceTable, columns: dict[str, str], values: _Values
     # A table that is grouped by probe has several rows of each on purpose.
     by_probe = known.probes is not None and known.probes.name == group
     problems = [] if by_probe else check_probes(known)
-    if values.position:
-        lengths, name = _lengths(known.build)
-        of = pd.Series(_bare(values.groups.tolist())).map(lengths)
+    # Without a build in the column's name this may be any genome, whose lengths are not known.
+    if values.position and known.build:
+        of = pd.Series(_bare(values.groups.tolist())).map(CHROMOSOME_LENGTHS[known.build])
         last0 = of.to_numpy(dtype=np.float64, na_value=np.nan) - 1 + known.base
-        what = f"{values.position} lies beyond the end of its chromosome in {name}"
-        mend = (
-            "name the position of the right build; chromosomes of another genome need names "
-            "that are no human ones"
-        )
+        what = f"{values.position} lies beyond the end of its chromosome in {known.build}"
         beyond = np.isfinite(values.start0) & (values.start0 > last0)
+        mend = "name the position of the right build"
         problems += _counted(frame[values.position], beyond, table.path, what, mend)
     return problems
-
-
-def _lengths(build: Build | None) -> tuple[dict[str, int], str]:
-    """Chromosome lengths by bare name in a build, or the longest of all, and what they are of."""
-    if build is not None:
-        return CHROMOSOME_LENGTHS[build], build
-    builds = CHROMOSOME_LENGTHS.values()
-    longest = {c: max(of[c] for of in builds) for of in builds for c in of}
-    return longest, ", ".join(CHROMOSOME_LENGTHS)
 
 
 def _check_classes(table: SequenceTable, where: str) -> list[Problem]:
@@ -318,7 +306,7 @@ def _check_names(known: Sequence[str], where: str) -> list[Problem]:
     for name, bare in zip(known, _bare(known), strict=True):
         spellings.setdefault(bare, []).append(name)
     both = [" and ".join(names) for names in spellings.values() if len(names) > 1]
-    chromosomes, _ = _lengths(None)
+    chromosomes = CHROMOSOME_LENGTHS["hg19"]
     human = [n for bare, names in spellings.items() if bare in chromosomes for n in names]
     long = [name for name in human if name.casefold().startswith("chr")]
     short = [name for name in human if name not in long]

@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench clean reference
 
 demo: $(STAMP)
 	$(BIN)/cedilla demo --out runs/demo
@@ -31,5 +31,12 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
+# transformers 4.55.4, the last release with right v1 logits, beside the environment and not in it:
+# tests and benchmarks that compare with it put this folder first on their path.
+reference: .reference/.installed
+.reference/.installed: $(STAMP)
+	$(BIN)/pip install --quiet --target .reference "transformers==4.55.4"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .reference .mypy_cache .ruff_cache .pytest_cache

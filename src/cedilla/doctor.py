@@ -19,17 +19,24 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that decide which kern
 INTERNAL_EXTRAS = ("dev", "notebook")
 
 
-def doctor() -> None:
+def doctor(*, bench: bool = False) -> None:
     """Say what this machine and installation can do, and whether the default model works.
 
     Exits with code 1 if something without which Cedilla cannot work is broken.
 
+    Parameters
+    ----------
+    bench:
+        Also measure, for half a minute, which path inference takes here and how fast it is.
+
     Examples
     --------
     cedilla doctor
+    cedilla doctor --bench
     """
     broken = []
-    for heading, look in LOOKS.items():
+    looks = LOOKS | ({"speed": _speed} if bench else {})
+    for heading, look in looks.items():
         try:
             lines = list(look())
         # A diagnosis must go on past what is broken, whatever is broken about it.
@@ -136,6 +143,33 @@ def _model() -> Iterator[str]:
     parameters = sum(math.prod(weight.shape) for weight in model.parameters())
     seconds = time.perf_counter() - started
     yield f"mini loads and answers: {parameters / 1e6:.1f} M parameters, {seconds:.1f} s"
+
+
+def _speed() -> Iterator[str]:
+    import numpy as np
+    import torch
+
+    from cedilla.models.linear_kernels import gain
+    from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+    from cedilla.models.packed import PackedModel
+    from cedilla.models.speed import MatrixPeak, flops, seconds
+
+    config = NTConfig(
+        hidden_size=512, num_hidden_layers=12, num_attention_heads=16, intermediate_size=2048
+    )
+    model = NucleotideTransformer(config)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(6, 4102, n).astype(np.int32) for n in rng.integers(50, 513, 8)]
+    tokens, work = sum(map(len, rows)), flops(config, map(len, rows))
+    yield f"embedding 8 sequences of 50 to 512 tokens, shape of v2-50m, {tokens:,} tokens"
+    for precision in ("float32", "auto") if torch.cuda.is_available() else ("float32", "bfloat16"):
+        fast = PackedModel(model, precision=precision)  # type: ignore[arg-type]
+        peak = MatrixPeak(fast.dtype, fast.device)
+        best = min((seconds(lambda f=fast: f.hidden(rows)), peak.measure())[0] for _ in range(3))
+        line = f"{fast.path}: {tokens / best:,.0f} tokens/s, {work / best / peak.best:.0%} of the "
+        line += f"matrix peak of {peak.best / 1e9:,.0f} GFLOP/s"
+        on_cpu = fast.device.type == "cpu"
+        yield line + (f"; oneDNN {gain(fast.dtype):.2f} × PyTorch" if on_cpu else "")
 
 
 LOOKS: dict[str, Callable[[], Iterator[str]]] = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -52,7 +53,7 @@ class Packing:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """First and last + 1 token of each sequence."""
-        return list(zip(self.starts[:-1], self.starts[1:], strict=True))
+        return list(pairwise(self.starts))
 
     @property
     def longest(self) -> int:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from cedilla.models.linear_kernels import KERNELS
+from cedilla.models.linear_kernels import usable
 from cedilla.models.nucleotide_transformer import NTConfig
 
 # Shapes (tokens, in, out) of this family's layers; the best of them counts as the peak.
 SHAPES = ((512, 512, 4096), (1024, 512, 2048), (1024, 2048, 512))
+GPU_SHAPES = ((16384, 512, 4096), (8192, 4096, 4096))
 
 
 def flops(config: NTConfig, lengths: Iterable[int]) -> float:
@@ -27,10 +28,15 @@ def flops(config: NTConfig, lengths: Iterable[int]) -> float:
     return float(config.num_hidden_layers * per_layer)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def seconds(call: Callable[[], object], device: torch.device | None = None) -> float:
+    """Wall time of one call, until `device` has finished."""
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
     clock = time.perf_counter()
     call()
+    if on_gpu:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - clock
 
 
@@ -40,12 +46,13 @@ class MatrixPeak:
     `measure` may be called again and again, between the things that are compared with it.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.best = 0.0
+        self._device = torch.device(device)
         self._calls: list[tuple[float, Callable[[], Tensor]]] = []
-        for T, K, N in SHAPES:
-            x, weight = torch.randn(T, K).to(dtype), torch.randn(N, K).to(dtype)
-            for kernels in (kind() for kind in KERNELS.values()):
+        for T, K, N in SHAPES if self._device.type == "cpu" else GPU_SHAPES:
+            x, weight = (torch.randn(rows, K).to(self._device, dtype) for rows in (T, N))
+            for kernels in usable(dtype, self._device):
                 packed = kernels.pack(weight)
                 call = _product(kernels.linear, x, packed)
                 self._calls.append((2.0 * T * K * N, call))
@@ -54,7 +61,7 @@ class MatrixPeak:
     def measure(self, rounds: int = 3) -> float:
         """The best rate so far, after `rounds` more of every shape and kernel."""
         for operations, call in self._calls * rounds:
-            self.best = max(self.best, operations / seconds(call))
+            self.best = max(self.best, operations / seconds(call, self._device))
         return self.best
 
 

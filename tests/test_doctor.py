@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 
 import pytest
 import torch
@@ -58,3 +59,14 @@ def test_what_is_broken_is_named_and_the_rest_still_told(capsys, monkeypatch, tm
     assert "model     BROKEN: InputError" in said
     assert "Broken: model." in said
     assert "torch" in said
+
+
+@pytest.mark.slow
+def test_bench_names_the_path_and_its_share_of_the_peak(capsys):
+    doctor(bench=True)
+    said = capsys.readouterr().out
+    for precision in ("float32", "auto" if torch.cuda.is_available() else "bfloat16"):
+        line = next(x for x in said.splitlines() if f" {precision}: " in x)
+        rate, share = re.search(r": ([\d,]+) tokens/s, (\d+)% of the matrix peak", line).groups()
+        assert int(rate.replace(",", "")) > 0
+        assert 0 < int(share) <= 110

@@ -2,8 +2,8 @@
 
     .venv/bin/python docs/fill_numbers.py runs/guide runs/methylation_h3k4me3 runs/gue
 
-Each ``<!-- numbers:NAME -->`` … ``<!-- /numbers -->`` is filled in from the runs that it speaks of;
-where they are not among those given, it stays as it is.
+Each ``<!-- numbers:NAME -->`` … ``<!-- /numbers -->`` is filled in from the runs that it speaks of,
+or, about speed, from ``benchmarks/results/``; where they are not there, it stays as it is.
 """
 
 from __future__ import annotations
@@ -143,12 +143,77 @@ def gue(gathered: Gathered) -> str:
     return "\n\n".join(parts)
 
 
+def inference(_: Gathered) -> str:
+    """Embedding speed and memory beside transformers."""
+    result = _measured("inference")
+    rates, memory = result["tokens_per_second"], result["memory"]
+    ours = {"cedilla fp32": ("fp32", "float32"), "cedilla bf16": ("bf16", "bfloat16")}
+    rows = []
+    for name, rate in rates.items():
+        key, long = ours.get(name, ("", ""))
+        taken = memory.get(f"cedilla {long}" if key else name)
+        versus = [result[f"{key}_vs_{kind}"] for kind in ("eager", "sdpa")] if key else []
+        rows.append(
+            [
+                name,
+                count(rate),
+                *(f"{ratio['best']:.1f} ({ratio['median']:.1f})" for ratio in versus),
+                *([MISSING] * (2 - len(versus))),
+                f"{result['mfu'][key]:.0%}" if key else MISSING,
+                f"{count(taken['total_mb'])} ({count(taken['forward_mb'])})" if taken else MISSING,
+            ]
+        )
+    full = {key: result[f"{key}_vs_eager"]["at_full_utilisation"] for key in ("fp32", "bf16")}
+    head = ["", "Tokens/s", "× eager", "× SDPA", "Of the matrix peak", "Peak memory, MB"]
+    return "\n\n".join(
+        [
+            f"{result['machine']}, {result['date']}, torch {result['versions']['torch']}, "
+            f"transformers {result['versions']['transformers']}; v2-50m's shape with random "
+            f"weights, {count(result['tokens'])} tokens in batches of 8 "
+            f"({count(result['padded_tokens'])} with the peer's pads), {result['rounds']} rounds "
+            "in turn: the best round (the median one). Memory is what weights and forward pass "
+            "add to the process (the forward pass alone).",
+            _table(head, rows),
+            f"Largest difference from eager in float32 {result['max_abs_diff']:.0e}; smallest "
+            f"cosine in bfloat16 {result['bf16_cosine']['min']:.4f}. On this processor the whole "
+            f"matrix peak ({count(result['matrix_peak_gflops']['fp32'])} GFLOP/s in float32, "
+            f"{count(result['matrix_peak_gflops']['bf16'])} in bfloat16) would give "
+            f"{full['fp32']:.1f} × and {full['bf16']:.1f} × eager.",
+        ]
+    )
+
+
+def tokenizing(_: Gathered) -> str:
+    """Tokenizing speed beside transformers."""
+    result = _measured("tokenizing")
+    rows = [
+        [
+            text,
+            count(round(found["cedilla"]["best_mbp_per_s"])),
+            f"{found['transformers']['best_mbp_per_s']:.1f}",
+            f"{found['ratio']['best']:.0f} ({found['ratio']['median']:.0f})",
+        ]
+        for text, found in result["texts"].items()
+    ]
+    return _table(["Sequences of", "Cedilla, Mbp/s", "transformers, Mbp/s", "Ratio"], rows)
+
+
+def _measured(benchmark: str) -> dict[str, Any]:
+    path = CHECKOUT / "benchmarks" / "results" / f"{benchmark}.json"
+    if not path.exists():
+        raise MissingData.one(path, "not found", f"`python benchmarks/{benchmark}.py`")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 BLOCKS: dict[str, Callable[[Gathered], str]] = {
     "h3k4me3": methylation,
     "h3k4me3-differences": differences,
     "hm27": hm27,
     "guide": guide,
     "gue": gue,
+    "inference": inference,
+    "tokenizing": tokenizing,
 }
 
 
@@ -174,7 +239,7 @@ def fill(text: str, gathered: Gathered) -> tuple[str, list[str]]:
 def main(words: Sequence[str] | None = None) -> None:
     """Fill in all documents."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     gathered = gather(parser.parse_args(words).runs)
     for document in DOCUMENTS:
         text, unfilled = fill(document.read_text(encoding="utf-8"), gathered)

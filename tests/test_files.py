@@ -8,6 +8,7 @@ import stat
 
 import pytest
 
+from cedilla import files
 from cedilla.files import sha256, whole_file, write_json, write_text
 
 
@@ -64,3 +65,13 @@ def test_text_is_utf8_and_json_is_strict(tmp_path):
 def test_the_hash_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"ACGT" * 100_000)
     assert sha256(tmp_path / "x") == hashlib.sha256(b"ACGT" * 100_000).hexdigest()
+
+
+def test_the_cache_follows_the_platform(monkeypatch, tmp_path):
+    monkeypatch.delenv("CEDILLA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for platform in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(files.sys, "platform", platform)
+        assert "cedilla" in files.cache_dir().parts
+    monkeypatch.setattr(files.sys, "platform", "linux")
+    assert files.cache_dir() == tmp_path / "cedilla"

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from cedilla.doctor import doctor
     from cedilla.evaluation.compare import compare
     from cedilla.evaluation.evaluate import evaluate
+    from cedilla.inference.embed import embed
+    from cedilla.inference.predict_mask import predict_mask
     from cedilla.methylation.check import MethylationDataValidator, check
     from cedilla.methylation.simulate import simulate
-    from cedilla.models.zoo import load, models
+    from cedilla.models.convert import models_convert
+    from cedilla.models.export import models_export
+    from cedilla.models.fetch import models_get
+    from cedilla.models.zoo import load, models, models_show
     from cedilla.report.report import report
     from cedilla.tasks.download import data_get, data_list
     from cedilla.training.finetune import finetune
@@ -44,10 +49,16 @@ _HOMES = {
     "data_list": "cedilla.tasks.download",
     "demo": "cedilla.demo",
     "doctor": "cedilla.doctor",
+    "embed": "cedilla.inference.embed",
     "evaluate": "cedilla.evaluation.evaluate",
     "finetune": "cedilla.training.finetune",
     "load": "cedilla.models.zoo",
     "models": "cedilla.models.zoo",
+    "models_convert": "cedilla.models.convert",
+    "models_export": "cedilla.models.export",
+    "models_get": "cedilla.models.fetch",
+    "models_show": "cedilla.models.zoo",
+    "predict_mask": "cedilla.inference.predict_mask",
     "pretrain": "cedilla.training.pretrain",
     "report": "cedilla.report.report",
     "run": "cedilla.config",
@@ -64,10 +75,16 @@ __all__ = [
     "data_list",
     "demo",
     "doctor",
+    "embed",
     "evaluate",
     "finetune",
     "load",
     "models",
+    "models_convert",
+    "models_export",
+    "models_get",
+    "models_show",
+    "predict_mask",
     "pretrain",
     "report",
     "run",

@@ -49,8 +49,21 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("cedilla.training.finetune:finetune", "Adapt a model to labelled sequences."),
     "compare": ("cedilla.evaluation.compare:compare", "Ask what methylation adds to sequence."),
     "evaluate": ("cedilla.evaluation.evaluate:evaluate", "Score predictions, with intervals."),
+    "embed": ("cedilla.inference.embed:embed", "Turn sequences into vectors."),
+    "predict-mask": (
+        "cedilla.inference.predict_mask:predict_mask",
+        "Predict masked bases, or score whole sequences.",
+    ),
     "report": ("cedilla.report.report:report", "Write one HTML page about runs."),
-    "models": ("cedilla.models.zoo:models", "List the models that can be loaded by name."),
+    "models": ("cedilla.models.zoo:models", "List the models, or show, fetch or convert one."),
+    "models list": ("cedilla.models.zoo:models", "List the models that can be loaded by name."),
+    "models show": ("cedilla.models.zoo:models_show", "Say what is known about a model."),
+    "models get": ("cedilla.models.fetch:models_get", "Fetch a model's files and check them."),
+    "models convert": (
+        "cedilla.models.convert:models_convert",
+        "Convert a model to or from Hugging Face's layout.",
+    ),
+    "models export": ("cedilla.models.export:models_export", "Write a model as an ONNX file."),
     "data list": ("cedilla.tasks.download:data_list", "List the data sets."),
     "data get": ("cedilla.tasks.download:data_get", "Download a data set into the cache."),
     "pretrain": ("cedilla.training.pretrain:pretrain", "Train a model from scratch on genomes."),
@@ -59,6 +72,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXAMPLE_WIDTH = 72
 GROUPS = {
     "methylation": "Simulate or check methylation tables.",
+    "models": "List the models, or show, fetch or convert one.",
     "data": "List or download data sets.",
 }
 
@@ -159,16 +173,19 @@ def _app(verb: str | None, examine: Callable[..., None]) -> App:
     )
     for position, (name, (path, text)) in enumerate(VERBS.items()):
         *group, last = name.split()
-        if group and group[0] not in app:
-            app.command(
-                App(name=group[0], help=GROUPS[group[0]], help_epilogue="", sort_key=position)
-            )
+        first = name.split()[0]
+        if first in GROUPS and first not in app:
+            app.command(App(name=first, help=GROUPS[first], help_epilogue="", sort_key=position))
         home = app[group[0]] if group else app
         if name == verb:
             function = load_verb(name)
             epilogue = _examples(function)
-            home.command(_documented(function), name=last, help_epilogue=epilogue)
-        else:
+            if name in GROUPS:
+                app[name].default(_documented(function))
+                app[name].help_epilogue = epilogue
+            else:
+                home.command(_documented(function), name=last, help_epilogue=epilogue)
+        elif name not in GROUPS:
             home.command(path, name=last, help=text, sort_key=position)
     return app
 

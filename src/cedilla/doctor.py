@@ -101,7 +101,8 @@ def _torch() -> Iterator[str]:
 
 def _data() -> Iterator[str]:
     from cedilla.tasks.catalogue import tasks
-    from cedilla.tasks.download import cache_dir, find_local
+    from cedilla.files import cache_dir
+    from cedilla.tasks.download import find_local
 
     files = [file for task in tasks() for file in task.files]
     found = Counter(local[0] for file in files if (local := find_local(file)))

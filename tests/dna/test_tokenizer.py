@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedilla.dna import alphabet
+from cedilla.dna import tokenizer as tokenizer_module
 from cedilla.dna.tokenizer import CLS, MASK, PAD, UNK, Tokenizer, pad
 from cedilla.errors import InputError
 from cedilla.models.cnn import CNNConfig, DilatedCNN
@@ -20,6 +21,37 @@ from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransforme
 V1, V2 = Tokenizer(version=1), Tokenizer(version=2)
 TOKENIZERS = [Tokenizer(k, version=version) for k in (1, 3, 6) for version in (1, 2)]
 any_dna = st.text(alphabet.IUPAC + alphabet.IUPAC.lower(), max_size=80)
+
+
+blocks = st.sampled_from([1, 64, tokenizer_module.BLOCK])
+bases = st.text("ACGT", max_size=40)
+text_of_any_kind = st.lists(
+    st.one_of(
+        bases,
+        bases.map(str.lower),
+        st.text("Nn", min_size=1, max_size=12),
+        st.text(alphabet.IUPAC + alphabet.IUPAC.lower(), max_size=8),
+        st.sampled_from(["<mask>", "<cls>", "<unk>", "<pad>"]),
+    ),
+    max_size=6,
+).map("".join)
+forbidden = st.sampled_from(["X", "-", " ", "é", "𝄞", "\x83", "\xc0", "?", "@", "`", "\0", "<gap>"])
+
+
+def plainly(tokenizer: Tokenizer, sequence: str) -> list[int]:
+    """The ids by the words of the rule, one token at a time."""
+    tokens = ["<cls>"]
+    for piece in re.split("(<[a-z]+>)", sequence):
+        if piece in tokenizer.special:
+            tokens.append(piece)
+            continue
+        for run in re.findall("N+|[^N]+", alphabet.clean(piece)):
+            while len(run) >= tokenizer.k and run[0] != "N":
+                tokens.append(run[: tokenizer.k])
+                run = run[tokenizer.k :]  # noqa: PLW2901 - the run is used up from the left
+            tokens += run
+    # A 1-mer and a left-over base are written alike; with k = 1 nothing is left over.
+    return [tokenizer.vocabulary.index(token) for token in tokens]
 
 
 def ids_of(tokenizer: Tokenizer, sequence: str) -> list[int]:
@@ -89,6 +121,60 @@ def test_ids_of_whole_kmers_agree_with_encode(tokenizer, data):
     kmers = data.draw(st.lists(kmer, min_size=1, max_size=8))
     letters = np.frombuffer("".join(kmers).encode(), dtype=np.uint8).reshape(-1, tokenizer.k)
     assert [CLS, *tokenizer.kmer_ids(letters).tolist()] == ids_of(tokenizer, "".join(kmers))
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: f"k{t.k}v{t.version}")
+@given(block=blocks, sequences=st.one_of(st.lists(bases), st.lists(text_of_any_kind)))
+def test_every_batch_is_read_by_the_rule(tokenizer, block, sequences):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "BLOCK", block)
+        rows = tokenizer.encode_ragged(sequences)
+    assert [row.tolist() for row in rows] == [plainly(tokenizer, s) for s in sequences]
+    assert all(row.dtype == np.int32 for row in rows)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_every_kmer_size_that_fits_is_read(k):
+    rng = np.random.default_rng(k)
+    text = "".join(rng.choice(list("ACGT"), 5 * k + k - 1))
+    tokenizer = Tokenizer(k)
+    for sequence in (text, text.lower() + "N" + text):
+        assert tokenizer.encode_ragged([sequence])[0].tolist() == plainly(tokenizer, sequence)
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_other_kmer_sizes_are_refused(k):
+    with pytest.raises(ValueError, match="k is from 1 to 8"):
+        Tokenizer(k)
+
+
+@given(
+    block=blocks,
+    parts=st.lists(
+        st.tuples(text_of_any_kind, st.one_of(st.just(""), forbidden), text_of_any_kind)
+    ),
+)
+def test_the_first_forbidden_character_of_each_sequence_is_named(block, parts):
+    wanted = [
+        f"sequence {i}: {bad[0]!r} at position {len(before) + 1} is neither a nucleotide code nor "
+        "a special token; remove it, or write N for an unknown base"
+        for i, (before, bad, _) in enumerate(parts, start=1)
+        if bad
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "BLOCK", block)
+        found = []
+        try:
+            V2.encode_ragged(["".join(part) for part in parts])
+        except InputError as error:
+            found = list(map(str, error.problems))
+    assert found == wanted
+
+
+def test_rows_do_not_share_a_token():
+    first, second = V2.encode_ragged(["ATTCCG", "ATTCCG"])
+    first[:] = PAD
+    assert second.tolist() == [CLS, 369]
 
 
 def test_lower_case_u_and_iupac_codes_are_read():

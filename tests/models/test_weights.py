@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cedilla.errors import InputError
+from cedilla.models.convert import models_convert
+from cedilla.models.lock import write_lock
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
 from cedilla.models.weights import load_directory, save_directory
 
@@ -65,6 +71,93 @@ def test_half_precision_is_stored_and_read_as_float32(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name].bfloat16().float())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_is_loaded_in_the_type_asked_for(tmp_path, dtype):
+    model = saved(tmp_path)
+    for name, tensor in load_directory(tmp_path, dtype=dtype).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].to(dtype))
+    assert load_directory(tmp_path, device="meta").lm_head.bias.is_meta
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_all_forms_of_weights_are_loaded(tmp_path, sharded, pickled):
+    model = saved(tmp_path / "one")
+    folder = models_convert(
+        str(tmp_path / "one"), out=tmp_path / "two", to="hf", shard_size="3KB" if sharded else "1GB"
+    )
+    if pickled:
+        as_pickles(folder)
+    files = list(folder.glob("*.bin" if pickled else "*.safetensors"))
+    assert len(files) > 3 if sharded else len(files) == 1
+    again = load_directory(folder).state_dict()
+    assert all(torch.equal(again[name], w) for name, w in model.state_dict().items())
+
+
+def as_pickles(folder):
+    """Turn the safetensors of a directory into what torch.save writes."""
+    for path in folder.glob("*.safetensors"):
+        torch.save(load_file(path), folder / pickled_name(path.name))
+        path.unlink()
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {n: pickled_name(f) for n, f in content["weight_map"].items()}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(content))
+        index.unlink()
+
+
+def pickled_name(name):
+    return f"pytorch_{name.removesuffix('.safetensors')}.bin"
+
+
+MEASURE = """
+import ctypes, re, sys, torch
+from cedilla.models import shards, weights
+
+shards.PIECE = int(sys.argv[1])
+
+def status(key):
+    text = open("/proc/self/status").read()
+    return int(re.search(rf"^{key}:\\s+(\\d+) kB", text, re.M)[1]) * 1024
+
+weights.load_directory(sys.argv[2], device="meta")  # what is imported on first use
+for path, dtype in zip(sys.argv[2::2], sys.argv[3::2]):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from now on
+    before = status("VmRSS")
+    model = weights.load_directory(path, dtype=getattr(torch, dtype))
+    print(status("VmHWM") - before)
+    del model
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory")
+def test_memory_holds_a_model_once(tmp_path):
+    """float32 files of 240 MB, in four shards or one file, taken into float32 and bfloat16."""
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6}
+    saved(tmp_path / "one", **shape)
+    size = (tmp_path / "one" / "model.safetensors").stat().st_size
+    models_convert(str(tmp_path / "one"), out=tmp_path / "shards", to="hf", shard_size="70MB")
+    models_convert(str(tmp_path / "one"), out=tmp_path / "bins", to="hf", shard_size="70MB")
+    as_pickles(tmp_path / "bins")
+    cases = [(name, t) for name in ("one", "shards", "bins") for t in ("float32", "bfloat16")]
+    piece, slack = 20e6, 20e6
+    words = [word for name, dtype in cases for word in (str(tmp_path / name), dtype)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(int(piece)), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert size > 200e6
+    for (name, dtype), peak in zip(cases, map(int, done.stdout.split()), strict=True):
+        loaded = size if dtype == "float32" else size / 2
+        assert loaded * 0.9 < peak < loaded + piece + slack, (name, dtype, peak / 1e6)
+
+
 def test_missing_unknown_and_misshapen_weights_come_in_one_error(tmp_path):
     saved(tmp_path)
 
@@ -81,6 +174,43 @@ def test_missing_unknown_and_misshapen_weights_come_in_one_error(tmp_path):
         "DIR/model.safetensors lm_head.dense.weight: has shape (16, 8); the model's is (16, 16)"
         + mend,
     ]
+
+
+def test_what_holds_for_every_layer_is_said_once(tmp_path):
+    saved(tmp_path, num_hidden_layers=5)
+
+    def spoil(weights):
+        for i in (0, 1, 2, 4):
+            weights.pop(f"esm.encoder.layer.{i}.LayerNorm.bias")
+        weights["esm.encoder.layer.5.LayerNorm.bias"] = torch.zeros(16)
+
+    rewrite(tmp_path, spoil)
+    mend = "; is config.json that of these weights?"
+    where = "DIR/model.safetensors esm.encoder.layer"
+    assert problems(tmp_path) == [
+        f"{where}.{{0-2, 4}}.LayerNorm.bias: is missing{mend}",
+        f"{where}.5.LayerNorm.bias: is no weight of this model{mend}",
+    ]
+
+
+def test_weights_that_are_no_floating_point_numbers_are_named(tmp_path):
+    saved(tmp_path)
+    rewrite(tmp_path, lambda w: w.update({"lm_head.bias": w["lm_head.bias"].to(torch.int8)}))
+    (problem,) = problems(tmp_path)
+    assert "lm_head.bias: is not stored as floating-point numbers" in problem
+
+
+def test_a_file_other_than_the_one_that_was_fetched_is_refused(tmp_path):
+    saved(tmp_path)
+    write_lock(tmp_path, repository="a/b", revision="f", hashes={"model.safetensors": ""})
+    load_directory(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("DIR/model.safetensors: altered: its sha256 is ")
+    path.write_bytes(path.read_bytes()[:-1])
+    (problem,) = problems(tmp_path)
+    assert "bytes, 33,444 when it was fetched" in problem
 
 
 def test_dead_weights_of_published_files_are_passed_over(tmp_path):
@@ -121,9 +251,8 @@ def test_absent_files_are_named(tmp_path):
     assert problems(tmp_path) == ["DIR/config.json: not found; name a directory with a model in it"]
     saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    assert problems(tmp_path) == [
-        "DIR/model.safetensors: not found; the weights must be in safetensors"
-    ]
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("DIR/model.safetensors: not found; the weights must be in ")
 
 
 @pytest.mark.parametrize(

@@ -306,16 +306,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, task, monkeypatch):
         locate(task, "train")
 
 
-def test_the_cache_follows_the_platform(monkeypatch, tmp_path):
-    monkeypatch.delenv("CEDILLA_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for platform in ("linux", "darwin", "win32"):
-        monkeypatch.setattr(download.sys, "platform", platform)
-        assert "cedilla" in download.cache_dir().parts
-    monkeypatch.setattr(download.sys, "platform", "linux")
-    assert download.cache_dir() == tmp_path / "cedilla"
-
-
 def test_a_table_without_address_says_how_to_get_it():
     with pytest.raises(MissingData, match=r"hm27_seq_beta_gm12878.parquet.*27kanno"):
         locate("hm27", "all")

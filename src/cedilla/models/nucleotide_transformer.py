@@ -7,6 +7,7 @@ Notable about it:
 - v1: a learned position table whose positions count from ``pad_id + 1``, exact GELU with biases,
   and token dropout (``<mask>`` embeddings are zeroed and the rest rescaled, in evaluation too);
 - v2: rotary positions in half-split layout, counted from ``<cls>`` = 0, and a bias-free SwiGLU;
+- rotary positions can be rescaled for longer inputs, see :mod:`cedilla.models.rotary`;
 - the output layer is not tied to the input embedding and has a bias;
 - module names are those of Hugging Face's ESM, so that published weights and adapters fit.
 
@@ -17,14 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cedilla.dna.tokenizer import MASK, PAD, SPECIAL
+from cedilla.models.rotary import Angles, Rescaling, RopeScaling, rotary_angles
 
 MASK_SHARE_IN_TRAINING = 0.15 * 0.8
 # What Hugging Face configurations hold beside the architecture.
@@ -63,6 +67,7 @@ class NTConfig:
     hidden_dropout_prob: float = 0.0
     pad_token_id: int = PAD
     mask_token_id: int = MASK
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -74,6 +79,8 @@ class NTConfig:
             raise ValueError(f"head size {self.head_size} is odd; rotary positions need pairs")
         if self.position_embedding_type not in ("absolute", "rotary"):
             raise ValueError(f"position_embedding_type {self.position_embedding_type!r} is unknown")
+        if self.rope_scaling and not self.rotary:
+            raise ValueError("v1 has a learned table of positions; only rotary ones are rescaled")
         if self.emb_layer_norm_before or self.tie_word_embeddings:
             raise ValueError("emb_layer_norm_before and tie_word_embeddings are not in this family")
         if (self.pad_token_id, self.mask_token_id) != (PAD, MASK):
@@ -131,7 +138,10 @@ class NTConfig:
         missing = sorted({f.name for f in fields(cls)[:4]} - values.keys())
         if missing:
             raise ValueError(f"missing keys: {', '.join(missing)}")
-        return cls(**{key: values[key] for key in values.keys() & known})
+        chosen = {key: values[key] for key in values.keys() & known}
+        if chosen.get("rope_scaling"):
+            chosen["rope_scaling"] = RopeScaling.from_dict(chosen["rope_scaling"])
+        return cls(**chosen)
 
 
 @dataclass(slots=True)
@@ -193,6 +203,24 @@ class NucleotideTransformer(nn.Module):
             if isinstance(module, nn.Embedding):
                 module.weight[PAD].zero_()
 
+    def extend_context(
+        self, factor: float, method: Rescaling = "yarn", *, trained_tokens: int | None = None
+    ) -> None:
+        """Take inputs `factor` times as long as in pre-training; saved with the configuration.
+
+        `trained_tokens` is the length in pre-training, by default the longest input so far.
+        Raises ValueError for v1, which has no positions beyond its table.
+        """
+        config, before = self.config, self.config.rope_scaling
+        trained = trained_tokens or (before.trained_tokens if before else config.max_tokens)
+        config = replace(
+            config,
+            max_position_embeddings=max(config.max_tokens, round(factor * trained)) + 2,
+            rope_scaling=RopeScaling(type=method, factor=factor, trained_tokens=trained),
+        )
+        for part in (self, self.esm, self.esm.embeddings):
+            part.config = config
+
     def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last hidden state (B, L, D), without the cost of the output layer."""
         hidden: Tensor = self.esm(ids, mask)[0]
@@ -200,11 +228,16 @@ class NucleotideTransformer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and blocks."""
+    """Embeddings and blocks.
+
+    With `gradient_checkpointing`, training keeps the input of each block alone and computes the
+    rest of the block again in the backward pass (Chen et al. 2016, arXiv:1604.06174).
+    """
 
     def __init__(self, config: NTConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.embeddings = Embeddings(config)
         self.encoder = nn.ModuleDict(
             {
@@ -224,30 +257,26 @@ class Encoder(nn.Module):
         """hidden (B, L, D), the hidden state before each block and after the last, the maps."""
         B, L = ids.size()
         mask = ids != PAD if mask is None else mask.to(torch.bool)
-        longest = self.config.max_tokens
-        if longest < L:
-            raise ValueError(f"{L} tokens; the model takes {longest}")
+        config = self.config
+        if config.max_tokens < L:
+            raise ValueError(f"{L} tokens; the model takes {config.max_tokens}")
         x = self.embeddings(ids, mask)
-        rotary = self._rotary(L, x.device) if self.config.rotary else None
+        rotary = None
+        if config.rotary:
+            rotary = rotary_angles(L, config.head_size, config.rope_scaling, x.device)
         # A full mask is dropped: attention without one takes the faster kernels.
-        keys = None if x.device.type == "cpu" and bool(mask.all()) else mask.view(B, 1, 1, L)
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()
+        keys = None if on_cpu and bool(mask.all()) else mask.view(B, 1, 1, L)
         states, maps = [x], []
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x, weights = block(x, keys, rotary, attentions)
+            call = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x, weights = call(x, keys, rotary, attentions)
             states.append(x)
             if attentions:
                 maps.append(weights)
         states[-1] = x = self.encoder["emb_layer_norm_after"](x)
         return x, states, maps
-
-    def _rotary(self, L: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin (L, head size), in float32 whatever the weights are: bfloat16 angles of far
-        positions would be wrong by whole turns."""
-        half = torch.arange(0, self.config.head_size, 2, device=device, dtype=torch.float32)
-        frequency = 1.0 / 10000.0 ** (half / self.config.head_size)
-        angle = torch.outer(torch.arange(L, device=device, dtype=torch.float32), frequency)
-        angle = torch.cat([angle, angle], dim=-1)
-        return angle.cos(), angle.sin()
 
 
 class Embeddings(nn.Module):
@@ -294,11 +323,7 @@ class Block(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(f, d, bias=not self.gated)})
 
     def forward(
-        self,
-        x: Tensor,
-        keys: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
-        want_weights: bool,
+        self, x: Tensor, keys: Tensor | None, rotary: Angles | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, keys, rotary, want_weights)
         x = x + attended
@@ -323,11 +348,7 @@ class Attention(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(d, d)})
 
     def forward(
-        self,
-        x: Tensor,
-        keys: Tensor | None,
-        rotary: tuple[Tensor, Tensor] | None,
-        want_weights: bool,
+        self, x: Tensor, keys: Tensor | None, rotary: Angles | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         B, L, D = x.size()
         h = self.LayerNorm(x)
@@ -343,9 +364,9 @@ class Attention(nn.Module):
             weights = _attention_weights(q, k, keys)
             y = weights.to(v.dtype) @ v
         else:
-            weights = None
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        return self.output["dense"](y.transpose(1, 2).reshape(B, L, D)), weights
+        y = self.output["dense"](y.transpose(1, 2).reshape(B, L, D))
+        return y, weights if want_weights else None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

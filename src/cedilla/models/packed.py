@@ -98,7 +98,7 @@ class PackedModel:
 
         def run(tile: Sequence[int]) -> list[Tensor]:
             states, lengths = self._states([rows[i] for i in tile], wanted)
-            return [part.cpu() for part in states.split(lengths, dim=1)]
+            return list(states.cpu().split(lengths, dim=1))
 
         return self._each_tile(rows, run)
 

@@ -1,137 +1,56 @@
-"""The zoo: the models that Cedilla knows by name, and where their weights come from."""
+"""The zoo: models by name or directory, loaded or built."""
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from cedilla.errors import InputError, MissingData
+from cedilla.errors import InputError
+from cedilla.models.cards import ALIASES, CARDS, ModelCard, card
 from cedilla.models.cnn import DilatedCNN
-from cedilla.models.nucleotide_transformer import NucleotideTransformer
-from cedilla.models.weights import load_directory
+from cedilla.models.fetch import at_hand, directory_of
+from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.weights import load_directory, read_config, wanted_shapes
 
 EMBEDDED = Path(__file__).parent / "embedded"
-NT_LICENCE = "CC BY-NC-SA 4.0"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelCard:
-    """What the zoo knows about a model.
-
-    parameters: in millions; context: the longest input in bases; repository: where the weights
-    are published, if they are not part of Cedilla.
-    """
-
-    name: str
-    summary: str
-    parameters: float
-    context: int
-    licence: str
-    repository: str = ""
-    kind: Literal["language model", "baseline"] = "language model"
-
-
-def _nt(name: str, summary: str, parameters: float, context: int) -> ModelCard:
-    name = f"nucleotide-transformer-{name}"
-    return ModelCard(
-        name=name,
-        summary=summary,
-        parameters=parameters,
-        context=context,
-        licence=NT_LICENCE,
-        repository=f"InstaDeepAI/{name}",
-    )
-
-
-CARDS = {
-    card.name: card
-    for card in [
-        ModelCard(
-            name="mini",
-            summary="embedded: NT v2 over 3-mers, human and four other species",
-            parameters=2.3,
-            context=6141,
-            licence="Apache-2.0",
-        ),
-        _nt("v2-50m-multi-species", "NT v2, 850 species", 55.9, 12_282),
-        _nt("v2-100m-multi-species", "NT v2, 850 species", 97.9, 12_282),
-        _nt("v2-250m-multi-species", "NT v2, 850 species", 235.1, 12_282),
-        _nt("v2-500m-multi-species", "NT v2, 850 species", 498.3, 12_282),
-        _nt("500m-human-ref", "NT v1, human reference", 485.7, 5_994),
-        _nt("500m-1000g", "NT v1, 3,202 human genomes", 485.7, 5_994),
-        _nt("2.5b-1000g", "NT v1, 3,202 human genomes", 2547.8, 5_994),
-        _nt("2.5b-multi-species", "NT v1, 850 species", 2547.8, 5_994),
-        ModelCard(
-            name="cnn",
-            summary="dilated residual CNN over bases, from scratch",
-            parameters=0.3,
-            context=100_000,
-            licence="Apache-2.0",
-            kind="baseline",
-        ),
-        ModelCard(
-            name="kmer",
-            summary="logistic regression on canonical 4- to 6-mer counts",
-            parameters=0.0,
-            context=1_000_000,
-            licence="Apache-2.0",
-            kind="baseline",
-        ),
-    ]
-}
-ALIASES = {
-    name.removesuffix("-multi-species"): name for name in CARDS if name.endswith("-multi-species")
-}
+WIDE = 140  # columns of a terminal in which the whole list fits
 FROM_SCRATCH: dict[str, Callable[[], nn.Module]] = {"cnn": DilatedCNN}
 
 
-def card(name: str) -> ModelCard:
-    """The card of a model by name or alias; an unknown name gets the nearest known ones."""
-    name = ALIASES.get(name, name)
-    if name not in CARDS:
-        near = difflib.get_close_matches(name, [*CARDS, *ALIASES], n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see `cedilla models`"
-        raise InputError.one(f"model {name!r}", "is neither in the zoo nor a directory", hint)
-    return CARDS[name]
+def load(
+    name_or_dir: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> NucleotideTransformer:
+    """Load a language model in evaluation mode.
 
-
-def load(name_or_dir: str | Path) -> NucleotideTransformer:
-    """Load a language model, in float32 and in evaluation mode.
+    The published weights of a name are fetched if they are not on this machine. Memory holds the
+    model once, in `dtype`, however its files are stored.
 
     Parameters
     ----------
     name_or_dir:
-        A directory with ``config.json`` and ``model.safetensors``, or a name of the zoo.
+        A directory with ``config.json`` and weights, or a name of the zoo.
+    dtype:
+        Of all weights: torch.float32, torch.bfloat16 or torch.float16.
+    device:
+        Where they go.
 
     Raises
     ------
     InputError
-        For an unknown name (with the nearest known ones) or a damaged directory.
+        For an unknown name (with the nearest known ones) or a damaged or altered directory.
     MissingData
         When the weights are published elsewhere and cannot be had.
     """
-    known = str(name_or_dir) in (*CARDS, *ALIASES)
-    if (Path(name_or_dir) / "config.json").exists() or (Path(name_or_dir).is_dir() and not known):
-        return load_directory(name_or_dir)
-    found = card(str(name_or_dir))
-    if found.kind == "baseline":
-        raise InputError.one(
-            f"model {found.name!r}",
-            "is a baseline without pre-trained weights",
-            "use it in finetune, or load a language model",
-        )
-    if not found.repository:
-        return load_directory(EMBEDDED / found.name)
-    return load_directory(_published_weights(found))
+    return load_directory(directory(name_or_dir), dtype=dtype, device=device)
 
 
 def build(name_or_dir: str | Path) -> nn.Module:
@@ -141,28 +60,24 @@ def build(name_or_dir: str | Path) -> nn.Module:
     return load(name_or_dir)
 
 
-def _published_weights(found: ModelCard) -> Path:
-    """The directory with a published model's files: local, or fetched by huggingface_hub."""
-    root = os.environ.get("CEDILLA_MODELS")
-    if root and (Path(root) / found.name / "config.json").exists():
-        return Path(root) / found.name
-    mend = (
-        f"put {found.repository}'s config.json and model.safetensors in "
-        f"$CEDILLA_MODELS/{found.name}, or install cedilla[hub] and connect"
-    )
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise MissingData.one(f"model {found.name!r}", "weights are not on this machine", mend)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(found.repository, allow_patterns=["config.json", "model.safetensors"])
+def directory(name_or_dir: str | Path) -> Path:
+    """The directory with a model's files; raises as :func:`load` does."""
+    if not _is_name(name_or_dir):
+        return Path(name_or_dir)
+    found = card(str(name_or_dir))
+    if found.kind == "baseline":
+        raise InputError.one(
+            f"model {found.name!r}",
+            "is a baseline without pre-trained weights",
+            "use it in finetune, or load a language model",
         )
-    except Exception as error:
-        # The hub's client raises dozens of types; each means that the files cannot be had.
-        raise MissingData.one(
-            f"model {found.name!r}", f"weights cannot be had: {type(error).__name__}", mend
-        ) from error
+    return directory_of(found) if found.repository else EMBEDDED / found.name
+
+
+def _is_name(name_or_dir: str | Path) -> bool:
+    known = str(name_or_dir) in (*CARDS, *ALIASES)
+    path = Path(name_or_dir)
+    return not ((path / "config.json").exists() or (path.is_dir() and not known))
 
 
 def models() -> None:
@@ -171,17 +86,99 @@ def models() -> None:
     Examples
     --------
     cedilla models
+    cedilla models list
     """
-    table = Table(title="Models")
-    for column in ("name", "what it is", "M parameters", "context, bp", "licence"):
-        table.add_column(column, justify="right" if column[0] in "Mc" else "left")
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    table = Table(title="Models", box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    for column in ("M parameters", "context, bp"):
+        table.add_column(column, justify="right")
+    # On a narrow terminal, names are worth more than what `models show` also says.
+    more = ("what it is", "licence") if console.width >= WIDE else ()
+    for column in more:
+        table.add_column(column)
     for found in CARDS.values():
-        size = f"{found.parameters:,.1f}" if found.parameters else "–"
-        table.add_row(found.name, found.summary, size, f"{found.context:,}", found.licence)
-    console = Console()
+        size = f"{found.parameters / 1e6:,.1f}" if found.parameters else "–"
+        rest = (found.summary, found.licence)[: len(more)]
+        table.add_row(found.name, size, f"{found.context:,}", *rest)
     console.print(table)
     console.print(
-        "A directory with config.json and model.safetensors serves wherever a name does. "
-        "The Nucleotide Transformer's weights are published by InstaDeep for non-commercial use "
-        "and are fetched on demand."
+        "\nA directory with config.json and weights serves wherever a name does. The Nucleotide "
+        "Transformer's weights are published by InstaDeep for non-commercial use and are fetched "
+        "on demand. `cedilla models show NAME` says more."
     )
+
+
+def models_show(name: str) -> None:
+    """Print what is known about a model: shape, parameters, memory, context, licence, files.
+
+    Parameters
+    ----------
+    name
+        A name of `cedilla models`, or a directory with config.json and weights.
+
+    Examples
+    --------
+    cedilla models show mini
+    cedilla models show nucleotide-transformer-v2-50m
+    """
+    rows = _card_rows(card(name)) if _is_name(name) else _directory_rows(Path(name))
+    width = max(map(len, rows))
+    for label, text in rows.items():
+        print(f"{label:<{width}}  {text}")
+
+
+def _card_rows(found: ModelCard) -> dict[str, str]:
+    rows = {"name": found.name, "what it is": found.summary}
+    if found.kind == "baseline":
+        rows["parameters"] = f"{found.parameters:,}, trained from scratch"
+        return rows | {"licence": found.licence}
+    config = found.config or read_config(EMBEDDED / found.name / "config.json")
+    rows |= _shape_rows(config)
+    used = _used(config)
+    if found.repository:
+        rows["parameters"] = f"{found.parameters:,} in the published files, {used:,} of them used"
+    rows["licence"] = found.licence
+    if not found.repository:
+        return rows | {"files": str(EMBEDDED / found.name)}
+    at = found.revision or "its newest commit, recorded at the first download"
+    rows["source"] = f"https://huggingface.co/{found.repository} at {at}"
+    places = at_hand(found)
+    here = "; ".join(f"{path} ({place})" for place, path in places.items())
+    rows["files"] = here or f"not here; `cedilla models get {found.name}` fetches them"
+    return rows | ({"note": found.note} if found.note else {})
+
+
+def _directory_rows(path: Path) -> dict[str, str]:
+    return {"directory": str(path), **_shape_rows(read_config(path / "config.json"))}
+
+
+def _shape_rows(config: NTConfig) -> dict[str, str]:
+    ffn = "bias-free SwiGLU" if config.gated else "GELU with biases"
+    positions = "rotary" if config.rotary else "a learned table"
+    tokens = config.max_tokens
+    used = _used(config)
+    dropout = "; <mask> embeddings are zeroed and the rest rescaled" if config.token_dropout else ""
+    return {
+        "shape": (
+            f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}, "
+            f"{config.hidden_size:,} wide, "
+            f"{config.num_attention_heads} heads of {config.head_size}, "
+            f"FFN {config.intermediate_size:,} ({ffn})"
+        ),
+        "tokens": (
+            f"{config.k}-mers, {config.vocab_size:,} ids of version {config.version}{dropout}"
+        ),
+        "positions": positions,
+        "context": f"{(tokens - 1) * config.k:,} bp: {tokens:,} tokens with <cls>",
+        "parameters": f"{used:,}",
+        "memory": f"{_size(used * 4)} in float32, {_size(used * 2)} in bfloat16, for the weights",
+    }
+
+
+def _used(config: NTConfig) -> int:
+    return sum(torch.Size(shape).numel() for shape in wanted_shapes(config).values())
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

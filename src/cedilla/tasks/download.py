@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cedilla.errors import InputError, MissingData, Problem
+from cedilla.files import cache_dir
 from cedilla.progress import progress_bar
 from cedilla.tasks.catalogue import DataFile, Task, find_task, tasks
 from cedilla.version import __version__
@@ -77,18 +78,6 @@ def find_local(file: DataFile, *, data_dir: str | Path | None = None) -> tuple[s
                 if path.is_file():
                     return place, path
     return None
-
-
-def cache_dir() -> Path:
-    """The folder of downloads: ``CEDILLA_CACHE``, or the platform's place for caches."""
-    if named := os.environ.get("CEDILLA_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-        return Path(base) / "cedilla" / "Cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cedilla"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cedilla"
 
 
 def check(path: Path, file: DataFile) -> None:

@@ -32,6 +32,7 @@ from cedilla.training.adapters import (
     prepare,
 )
 from cedilla.training.batches import SequenceData
+from cedilla.training.blocks import CPU, activations_kept, prepare_blocks
 from cedilla.training.kmer_baseline import features, fit_kmers
 from cedilla.training.loop import Finetuner, Schedule
 from cedilla.training.splits import Splits, find_files, labels_of, read_splits, take
@@ -62,6 +63,8 @@ def finetune(
     sequence: str = "sequence",
     label: str = "label",
     train_on_dev: bool = False,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
     data_dir: Path | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -113,6 +116,10 @@ def finetune(
     train_on_dev:
         Where a task's train file cannot be had, train on nine tenths of its dev file; the
         result is marked as not comparable.
+    gradient_checkpointing:
+        Compute each block again in the backward pass: less memory, more time.
+    compile:
+        Compile the blocks with torch.compile, which takes a while at the first step.
     data_dir:
         Where to look for a task's files first.
     seed:
@@ -156,6 +163,8 @@ def finetune(
             ),
         )
         data = _data(splits, plan.tokenizer)
+    encoder, device = (plan.classifier.encoder, plan.device) if plan else (None, CPU)
+    prepare_blocks(encoder, device, checkpointing=gradient_checkpointing, compiled=compile)
     if dry_run:
         console.print(_estimate(splits, data, plan))
         return out
@@ -380,8 +389,7 @@ def _estimate(splits: Splits, data: dict[str, SequenceData], plan: _Plan | None)
     tokens = max(data["train"].lengths) * schedule.batch_size
     size = plan.trainable.total * 4 + plan.trainable.trainable * 12
     config: Any = plan.classifier.encoder.config
-    # About 20 activations of the model's width per token and layer are kept for the gradient.
-    memory = size + tokens * config.hidden_size * config.num_hidden_layers * 20 * 4
+    memory = size + tokens * config.hidden_size * activations_kept(plan.classifier.encoder) * 4
     return (
         f"{rows} rows; training {plan.trainable}; about {total / 60:.1f} minutes for "
         f"{schedule.epochs} epochs on this {plan.device.type}, "

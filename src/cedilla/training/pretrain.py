@@ -17,6 +17,7 @@ from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransforme
 from cedilla.models.weights import save_directory
 from cedilla.progress import console, progress_bar
 from cedilla.run_directory import Run
+from cedilla.training.blocks import CPU, prepare_blocks
 from cedilla.training.checkpoint import load_state, save_state
 from cedilla.training.genomes import (
     WindowSampler,
@@ -47,6 +48,8 @@ def pretrain(
     warmup: int = 200,
     validation_share: float = 0.02,
     checkpoint_every: int = 200,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
     data_dir: Path | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -83,6 +86,10 @@ def pretrain(
         Share of the end of each contig that is held out.
     checkpoint_every:
         Steps between validations and checkpoints.
+    gradient_checkpointing:
+        Compute each block again in the backward pass: less memory, more time.
+    compile:
+        Compile the blocks with torch.compile, which takes a while at the first step.
     data_dir:
         Where to look for the genomes, beside the folder here.
     seed:
@@ -101,6 +108,7 @@ def pretrain(
     torch.manual_seed(seed)
     model = NucleotideTransformer(config)
     model.initialise()
+    prepare_blocks(model, CPU, checkpointing=gradient_checkpointing, compiled=compile)
     tokenizer = Tokenizer.for_model(model)
     read = read_genomes(genomes, data_dir)
     train, held_out = split(read, validation_share)

@@ -1,0 +1,373 @@
+"""Embed sequences: what a model makes of them, as vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cedilla.dna.tokenizer import Tokenizer
+from cedilla.errors import InputError, Problem, stop_on_errors
+from cedilla.inference.estimate import estimate, refuse_full_disk
+from cedilla.inference.inputs import open_input
+from cedilla.inference.layout import Layout, matrix
+from cedilla.inference.parts import Parts, differences, refuse_changes
+from cedilla.inference.pooling import Pooling, pooler
+from cedilla.inference.records import Findings, Record, Source
+from cedilla.inference.stores import Store, facts_in, store_of
+from cedilla.inference.survey import Reading, Survey, survey
+from cedilla.inference.tiles import Strands, Tile, Tiling, cut
+from cedilla.inference.windows import Reader, windows, work
+from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.packed import PackedModel, Precision
+from cedilla.models.weights import read_config
+from cedilla.models.zoo import directory, load
+from cedilla.progress import console, progress_bar, track
+from cedilla.version import __version__
+
+# Enough for many cores; a row a token or a base is much to hold of so many.
+BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+BATCH_TOKENS_OF_POSITIONS = 4096
+BATCHES_PER_WINDOW = 2  # a kill costs what was done of one window
+
+
+def embed(
+    input: Path | Iterable[str] | Iterable[tuple[str, str]],
+    *,
+    out: Path,
+    model: str = "mini",
+    layers: tuple[int, ...] = (-1,),
+    pooling: Pooling = "mean",
+    strands: Strands = "forward",
+    skip_n: bool = False,
+    genome: Path | None = None,
+    sequence: str = "sequence",
+    id: str | None = None,
+    overlap: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    precision: Precision = "float32",
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Embed sequences: one vector a sequence, a token or a base, from any layers of a model.
+
+    The whole input is checked before the model sees any of it. Sequences are read one at a time, in
+    any number; those that are longer than the model's context are read in tiles that overlap, and
+    stitched. What is finished stays in ``.NAME.parts`` beside `out` until all of it is.
+
+    Parameters
+    ----------
+    input:
+        FASTA, BED (with `genome`), CSV, TSV or Parquet, also gzip or bgzip, told apart by content.
+        In Python also an iterable of sequences, or of (id, sequence) pairs.
+    out:
+        Ends in .parquet (columns id, layer_12, …), .zarr or .h5ad (AnnData), or .npy (its ids in
+        .rows.csv beside).
+    model:
+        A name of the zoo (see `cedilla models`) or a directory.
+    layers:
+        Such as 6,12; 0 is the embedding output, and negative numbers count from the end, as in
+        --layers=-2,6.
+    pooling:
+        Over tokens, without pads and special tokens: mean or max; cls is the vector of the first
+        token. token and base give a row each; a base has the vector of its k-mer.
+    strands:
+        both: the mean of a sequence's vector and that of its reverse complement.
+    skip_n:
+        Leave the tokens of N out of mean and max; else each N weighs as much as a k-mer.
+    genome:
+        FASTA, plain or bgzip, that BED intervals refer to.
+    sequence:
+        Column of the sequences in a table.
+    id:
+        Column of the ids; by default `id` if the table has one, else the number of the line.
+    overlap:
+        Bases that neighbouring tiles share at least; a tenth of the context by default.
+    dtype:
+        Of the numbers written.
+    precision:
+        float32 is exact; auto is the fastest that the device does well.
+    device:
+        Such as cpu or cuda; the first GPU if there is one.
+    batch_tokens:
+        Tokens per batch, about: by default 16,384 on a CPU, 65,536 on a GPU, and 4,096 where each
+        token or base has a row. Lower it where memory is short.
+    resume:
+        Go on with an interrupted computation; the result is the same to the byte.
+    dry_run:
+        Check the input, print counts, time, memory and size of the result, and stop.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        With every problem of the settings, or of the input's records.
+
+    Examples
+    --------
+    cedilla embed promoters.fa.gz --model mini --layers 3,5 --out promoters.parquet
+    cedilla embed peaks.bed --genome hg38.fa --strands both --out peaks.h5ad
+    """
+    settings = dict(locals())
+    out = Path(out)
+    parts = Parts(out)
+    _check(out, parts, settings)
+    with open_input(input, genome=genome, sequence=sequence, id=id) as (name, source):
+        config = read_config(directory(model) / "config.json")
+        chosen, tiling = _plan(config, layers, overlap, strands)
+        found = survey(partial(_with_bar, source), name, tiling, known_only=skip_n)
+        _say_notes(found, pooling, skip_n=skip_n)
+        layout = Layout(
+            pooling=pooling,
+            layers=chosen,
+            width=config.hidden_size,
+            dtype=dtype,
+            rows={"token": found.tokens, "base": found.bases}.get(pooling, found.records),
+        )
+        network = load(model)
+        settings = asdict(tiling) | {
+            "pooling": pooling,
+            "layers": list(chosen),
+            "skip_n": skip_n,
+            "dtype": dtype,
+            "precision": precision,
+            **_defaults(out, parts, pooling, device=device, batch_tokens=batch_tokens),
+        }
+        facts = {
+            "input": name,
+            "model": Path(model).name,
+            "sha256": {"input": found.digest, "model": _digest(network)},
+            "settings": settings,
+        }
+        begun = {} if dry_run else _facts_of(out, parts)
+        if begun:
+            refuse_changes(out, begun, facts)
+        if begun and out.exists():
+            parts.discard()
+            console.print(f"{out} is complete", highlight=False, soft_wrap=True)
+            return out
+        reader = _reader(network, settings, begun["computed"]["path"] if begun else None)
+        reading = Reading(source, name)
+        tiles = (tile for id, bases in reading for tile in cut(id, bases, tiling))
+        stream = windows(tiles, BATCHES_PER_WINDOW * settings["batch_tokens"])
+        if dry_run:
+            console.print(estimate(reader, next(stream), found, layout), soft_wrap=True)
+            return out
+        refuse_full_disk(out, layout, parts.size())
+        facts = _begin(parts, facts, reader.path)
+        _compute(stream, reader, parts, layout, found)
+        if reading.digest != found.digest:
+            raise InputError.one(name, "has changed while it was read", f"delete {parts.folder}")
+    _publish(out, store_of(out), parts, layout, facts)
+    return out
+
+
+def _check(out: Path, parts: Parts, settings: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` with all that is wrong before anything is read."""
+    pooling, device, tokens = (settings[key] for key in ("pooling", "device", "batch_tokens"))
+    begun = settings["resume"] or settings["dry_run"]
+    rules = [
+        (tokens is None or tokens > 0, f"--batch-tokens {tokens} is impossible", "1 at least"),
+        (
+            not settings["skip_n"] or pooling in ("mean", "max"),
+            f"--skip-n goes with --pooling mean or max, not {pooling}",
+            "leave it out",
+        ),
+        (
+            pooling != "token" or settings["strands"] == "forward",
+            "--pooling token is impossible on both strands, whose tokens cover different bases",
+            "--pooling base gives the mean for each base",
+        ),
+        (
+            device is None or _has(device),
+            f"--device {device}: torch has no such device here",
+            "leave it out, or see `cedilla doctor`",
+        ),
+        (begun or not out.exists(), f"{out} exists already", "delete it, or choose another --out"),
+        (
+            begun or not parts.exists(),
+            f"{out} was begun and interrupted; its parts are in {parts.folder}",
+            "pass --resume, or delete them",
+        ),
+    ]
+    problems = [
+        Problem(where="cedilla embed", what=what, mend=mend)
+        for good, what, mend in rules
+        if not good
+    ]
+    try:
+        store_of(out)
+    except InputError as error:
+        problems += error.problems
+    stop_on_errors(problems)
+
+
+def _has(device: str) -> bool:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts that it has it
+        return False
+    return True
+
+
+def _defaults(
+    out: Path, parts: Parts, pooling: Pooling, *, device: str | None, batch_tokens: int | None
+) -> dict[str, Any]:
+    """Device and batch: as told, else as the computation was begun with, else as fits here."""
+    before = _facts_of(out, parts).get("settings", {})
+    device = device or before.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    usual = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS["cpu"])
+    if pooling in ("token", "base"):
+        usual = BATCH_TOKENS_OF_POSITIONS
+    tokens = batch_tokens or before.get("batch_tokens") or usual
+    return {"device": device, "batch_tokens": tokens}
+
+
+def _plan(
+    config: NTConfig, layers: Sequence[int], overlap: int | None, strands: Strands
+) -> tuple[tuple[int, ...], Tiling]:
+    """The layers, counted from 0, and how sequences are cut for a model."""
+    where, states = "cedilla embed", config.num_hidden_layers + 1
+    capacity = config.max_tokens - 1
+    shared = capacity // 10 if overlap is None else overlap // config.k
+    chosen = tuple(layer % states for layer in layers)
+    problems = [
+        Problem(
+            where=where,
+            what=f"--layers {layer}: the model has 0 to {states - 1}",
+            mend="0 is the embedding output, -1 the last layer",
+        )
+        for layer in layers
+        if not -states <= layer < states
+    ]
+    if len(set(chosen)) < len(chosen) or not chosen:
+        what, mend = "--layers has none, or one of them twice", "name each once"
+        problems.append(Problem(where=where, what=what, mend=mend))
+    if not 0 <= shared < capacity / 2:
+        what = f"--overlap {overlap} is negative, or half of the context or more"
+        mend = f"less than {(capacity + 1) // 2 * config.k:,} bases for this model"
+        problems.append(Problem(where=where, what=what, mend=mend))
+    stop_on_errors(problems)
+    return chosen, Tiling(k=config.k, capacity=capacity, overlap=shared, strands=strands)
+
+
+def _with_bar(source: Source, findings: Findings) -> Iterator[Record]:
+    return track(source(findings), "checking", transient=True)
+
+
+def _say_notes(found: Survey, pooling: Pooling, *, skip_n: bool) -> None:
+    notes = []
+    if found.ambiguous:
+        notes.append(
+            f"{found.ambiguous:,} IUPAC codes such as R or Y, in {found.ambiguous_records:,} "
+            "sequences, are read as N"
+        )
+    if found.unknown and pooling in ("mean", "max"):
+        does = "are left out" if skip_n else "count like any other token; --skip-n leaves them out"
+        notes.append(f"{found.unknown:,} of {found.tokens:,} tokens are N and {does}")
+    if found.tiled:
+        cls = "; their cls is the mean of their tiles' cls" if pooling == "cls" else ""
+        notes.append(
+            f"{found.tiled:,} sequences are longer than the context and read in tiles{cls}"
+        )
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _digest(network: NucleotideTransformer) -> str:
+    """SHA-256 of a model's configuration and weights."""
+    total = hashlib.sha256(repr(sorted(asdict(network.config).items())).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _facts_of(out: Path, parts: Parts) -> dict[str, Any]:
+    """The facts of the result, or of the parts of one, that stand there, if any do."""
+    if out.exists():
+        return facts_in(out)
+    return parts.facts if parts.exists() else {}
+
+
+def _reader(
+    network: NucleotideTransformer, settings: Mapping[str, Any], path: str | None
+) -> Reader:
+    """What reads tiles, by a given path, or by the fastest; `network` is used up."""
+    tokenizer = Tokenizer.for_model(network)
+    pool = pooler(
+        settings["pooling"], tokenizer, skip_n=settings["skip_n"], strands=settings["strands"]
+    )
+    precision, device = settings["precision"], settings["device"]
+    packed = PackedModel(network, precision=precision, device=device, path=path, release=True)
+    return Reader(packed, tokenizer, settings["layers"], pool, settings["batch_tokens"])
+
+
+def _begin(parts: Parts, facts: dict[str, Any], path: str) -> dict[str, Any]:
+    """Start, or go on; the facts that the computation was begun with."""
+    computed = {
+        "path": path,
+        "cedilla": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    if not parts.exists():
+        parts.begin(facts | {"computed": computed})
+    parts.sweep()
+    begun = parts.facts
+    for change in differences(begun["computed"], computed):
+        console.print(f"note: {change}: last digits may differ", highlight=False, soft_wrap=True)
+    return begun
+
+
+def _compute(
+    stream: Iterator[list[Tile]], reader: Reader, parts: Parts, layout: Layout, found: Survey
+) -> None:
+    """Read all windows whose parts are not there yet."""
+    done = parts.count()
+    if done:
+        reader.pooler.restore(parts.carry(done - 1))
+    with progress_bar(unit="tokens") as bar:
+        task = bar.add_task("embedding", total=found.work)
+        read = 0
+        for number, window in enumerate(stream):
+            if number < done:
+                read += sum(map(work, window))
+                bar.reset(task, completed=read)
+                continue
+            table = layout.table(reader.read(window, lambda n: bar.advance(task, n)))
+            _refuse_infinities(table, layout)
+            parts.save(number, table, reader.pooler.carry())
+
+
+def _refuse_infinities(table: pa.Table, layout: Layout) -> None:
+    for name in layout.vectors:
+        finite = np.isfinite(matrix(table, name)).all(axis=1)
+        if not finite.all():
+            id = table.column("id")[int(np.argmin(finite))].as_py()
+            mend = "pass --dtype float32 and --precision float32"
+            raise InputError.one(f"sequence {id}", f"{name} has numbers that are not finite", mend)
+
+
+def _publish(out: Path, store: Store, parts: Parts, layout: Layout, facts: dict[str, Any]) -> None:
+    """Make the result of its parts, and put it in its place whole."""
+    draft = parts.folder / out.name
+    store.write(draft, parts.tables(), layout, facts)
+    for suffix in (*store.beside, out.suffix):
+        os.replace(draft.with_suffix(suffix), out.with_suffix(suffix))
+    parts.discard()
+    console.print(f"{layout.rows:,} rows in {out}", highlight=False, soft_wrap=True)

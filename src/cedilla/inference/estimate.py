@@ -1,0 +1,91 @@
+"""What embedding an input would take: measured on a few of its tiles, on this machine."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cedilla.errors import InputError
+from cedilla.inference.layout import Layout
+from cedilla.inference.survey import Survey
+from cedilla.inference.tiles import Tile
+from cedilla.inference.windows import Reader, batches, work
+
+# A full batch is measured only where it takes no longer than this, in seconds.
+PATIENCE = 10.0
+
+
+def estimate(reader: Reader, window: Sequence[Tile], found: Survey, layout: Layout) -> str:
+    """Counts, time, memory and size of the result, in words.
+
+    `window` are the input's first tiles: some of them are read, and no row is kept.
+    """
+    rate = _tokens_per_second(reader, window)
+    seconds = found.work / rate
+    size = layout.rows * layout.row_bytes
+    # The rows of a window, as tiles and once more as a table; a record, raw and clean.
+    rows = layout.rows * sum(map(work, window)) / found.work * layout.row_bytes
+    memory = _peak() + 2 * rows + 2 * found.longest
+    return (
+        f"{found.records:,} sequences, {found.bases:,} bases, {found.tokens:,} tokens, in "
+        f"{found.tiles:,} tiles; about {_duration(seconds)} at {rate:,.0f} tokens/s, "
+        f"{_size(memory)} of memory; the result has {layout.rows:,} rows and {_size(size)}, and "
+        "as much again is needed while it is made"
+    )
+
+
+def refuse_full_disk(out: Path, layout: Layout, done: int) -> None:
+    """Raise :class:`InputError` where the parts and the result would not fit beside `out`.
+
+    done: bytes of parts that stand there already.
+    """
+    needed = 2 * layout.rows * layout.row_bytes - done
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        what = f"needs {_size(needed)} while it is made; {_size(free)} are free"
+        mend = "--dtype float16 halves it; so do fewer --layers"
+        raise InputError.one(out, what, mend)
+
+
+def _tokens_per_second(reader: Reader, window: Sequence[Tile]) -> float:
+    batch = [window[i] for i in batches(window, reader.batch_tokens)[0]]
+    _seconds(reader, batch[:1])  # the first call pays for what later ones find ready
+    rate = work(batch[0]) / _seconds(reader, batch[:1])
+    tokens = sum(map(work, batch))
+    if len(batch) > 1 and tokens / rate < PATIENCE:
+        rate = tokens / _seconds(reader, batch)
+    return rate
+
+
+def _seconds(reader: Reader, batch: Sequence[Tile]) -> float:
+    start = time.perf_counter()
+    reader.reduced(batch)
+    return time.perf_counter() - start
+
+
+def _peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    # Linux counts what the parent held at the start to `ru_maxrss`.
+    for line in Path("/proc/self/status").read_text().splitlines() if sys.platform == "linux" else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _size(number: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1e3:.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

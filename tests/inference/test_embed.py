@@ -21,6 +21,7 @@ import cedilla
 from cedilla.cli import bind
 from cedilla.dna.alphabet import clean, reverse_complement
 from cedilla.errors import InputError
+from cedilla.inference.embed import _reader
 from cedilla.inference.layout import matrix
 from cedilla.inference.parts import Parts
 from cedilla.inference.pooling import Pooling
@@ -186,13 +187,26 @@ def test_what_deserves_a_word_is_said(tiny: Path, capfd: Any, tmp_path: Path) ->
     assert "2 rows in" in said
 
 
+def take_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """For a model as narrow as these, the measurement that chooses a path is a lottery."""
+    monkeypatch.setattr(
+        "cedilla.inference.embed._reader",
+        lambda network, settings, _: _reader(network, settings, path),
+    )
+
+
 @pytest.mark.parametrize("suffix", STORES)
 def test_the_same_command_gives_the_same_bytes(
-    fasta: Callable[..., Path], tiny: Path, tmp_path: Path, suffix: str
+    fasta: Callable[..., Path],
+    tiny: Path,
+    tmp_path: Path,
+    suffix: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in store_of(Path(f"x{suffix}")).needs:
         pytest.importorskip(module)
     path = fasta([90, 5, 700] * 4)
+    take_path(monkeypatch, "PyTorch float32")
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -239,15 +253,17 @@ def killed(command: list[str], when: Callable[[], bool]) -> bool:
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    fasta: Callable[..., Path], tiny: Path, tmp_path: Path, kind: str, moments: list[int]
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, moments: list[int]
 ) -> None:
     """Killed when so many parts are there; -1: when the result itself is being written."""
+    fasta, tiny, monkeypatch = (
+        request.getfixturevalue(n) for n in ("fasta", "tiny", "monkeypatch")
+    )
     suffix, *more = kind.split()
     for module in store_of(Path(f"x{suffix}")).needs:
         pytest.importorskip(module)
     path = fasta([90, 5, 700, 8000, 30, 300] * 4)
     whole, cut = tmp_path / "whole" / f"emb{suffix}", tmp_path / "cut" / f"emb{suffix}"
-    bind("embed", tokens=words(path, whole, tiny, *more))()
     parts = Parts(cut)
     draft = f".emb{suffix}.*" if suffix != ".zarr" else "emb.zarr"
 
@@ -259,9 +275,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     for moment in moments:
         assert killed(words(path, cut, tiny, *more, "--resume"), partial(has_come, moment))
         assert parts.count() >= moment
-        if cut.is_file():  # the kill came just too late
-            assert cut.read_bytes() == whole.read_bytes(), "half a result looks like a whole one"
+        assert not cut.exists() or moment < 0, "half a result must not look like one"
+    taken = parts.facts["computed"]["path"]
     bind("embed", tokens=words(path, cut, tiny, *more, "--resume"))()
+    take_path(monkeypatch, taken)
+    bind("embed", tokens=words(path, whole, tiny, *more))()
     assert content(whole.parent) == content(cut.parent)
 
 
@@ -395,33 +413,35 @@ def test_a_dry_run_writes_nothing(fasta: Callable[..., Path], tiny: Path, capfd:
 
 
 MEASURED = """
-import resource, sys
-from pathlib import Path
+import sys
 import cedilla
-cedilla.embed(sys.argv[1], model=sys.argv[2], out=sys.argv[3], pooling=sys.argv[4])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from cedilla.inference import stores
+stores.BLOCK_BYTES = 1 << 20
+cedilla.embed(sys.argv[1], model=sys.argv[2], out=sys.argv[3], pooling="base", strands="both")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pooling", ["mean", "base"])
-def test_memory_does_not_grow_with_the_input(
-    dna: Callable[..., str], tiny: Path, tmp_path: Path, pooling: str
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_result(
+    dna: Callable[..., str], tiny: Path, tmp_path: Path
 ) -> None:
-    """Of one input, of ten times as many records, and of ten times as many bases in long ones."""
+    """Of 20 MB, of ten times as much, and of as much in long records."""
     peaks = []
-    for records, length in ((2000, 500), (20_000, 500), (20, 500_000)):
+    for records, length in ((700, 200), (7000, 200), (7, 200_000)):
         text = dna(length, 0)
-        path = tmp_path / "x.fa"
+        path, out = tmp_path / "x.fa", tmp_path / f"{records}.npy"
         path.write_text("".join(f">s{i}\n{text[i % 97 :]}\n" for i in range(records)))
-        out = tmp_path / f"{records}.parquet"
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, path, tiny, out, pooling],
+            [sys.executable, "-c", MEASURED, path, tiny, out],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=True,
         )
+        peaks.append(int(done.stdout) // 1024)
+        size = out.stat().st_size
         out.unlink()
-        peaks.append(float(done.stdout))
-    assert max(peaks) - peaks[0] < 60, peaks
+    assert size > 150e6
+    assert max(peaks) - peaks[0] < 40, peaks

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from cedilla.errors import InputError
+from cedilla.inference.fasta import read_fasta
 from cedilla.inference.records import Findings, Record, Source
 from cedilla.inference.survey import Reading, Survey, survey
 from cedilla.inference.tiles import Tiling, cut
@@ -78,6 +82,22 @@ def test_n_alone_is_refused_only_where_n_is_left_out() -> None:
     assert survey(source, "x", TILING).unknown == 5
     with pytest.raises(InputError, match="x line 1: the sequence has N only; without --skip-n"):
         survey(source, "x", TILING, known_only=True)
+
+
+@pytest.mark.parametrize(("records", "length", "limit"), [(4000, 5000, 1.0), (1, 5_000_000, 21.0)])
+def test_memory_holds_one_record(
+    tmp_path: Path, dna: Callable[..., str], records: int, length: int, limit: float
+) -> None:
+    """A file of 20 MB in less than 1 MB; a long record about four times, as read and as clean."""
+    text, path = dna(length, 0).lower(), tmp_path / "x.fa"
+    lines = "\n".join(text[i : i + 80] for i in range(0, length, 80))
+    path.write_text("".join(f">record{i}\n{lines}\n" for i in range(records)))
+    tracemalloc.start()
+    found = survey(partial(read_fasta, path), "x", Tiling(k=6, capacity=2000, overlap=200))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.bases == records * length
+    assert peak < limit * 1e6
 
 
 def test_the_digest_is_that_of_ids_and_clean_sequences() -> None:

@@ -71,7 +71,9 @@ def _seconds(reader: Reader, batch: Sequence[Tile]) -> float:
 def _peak() -> int:
     """The most memory that this process has held, in bytes."""
     # Linux counts what the parent held at the start to `ru_maxrss`.
-    for line in Path("/proc/self/status").read_text().splitlines() if sys.platform == "linux" else ():
+    for line in (
+        Path("/proc/self/status").read_text().splitlines() if sys.platform == "linux" else ()
+    ):
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -67,7 +67,7 @@ _WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 
 
 def predict_mask(
-    input: str | Iterable[str] | Iterable[tuple[str, str]],
+    input: str | Path | Iterable[str] | Iterable[tuple[str, str]],
     *,
     out: Path | None = None,
     model: str = "mini",

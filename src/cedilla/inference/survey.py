@@ -14,6 +14,8 @@ from cedilla.errors import InputError, Problem
 from cedilla.inference.records import Findings, Record, Source
 from cedilla.inference.tiles import Tiling, count_tokens, tile_starts
 
+_PIECE = 1 << 20
+
 
 @dataclass(slots=True, kw_only=True)
 class Survey:
@@ -81,8 +83,10 @@ class Reading:
     def take(self, record: Record) -> tuple[str, str]:
         """One record as id and clean sequence."""
         sequence = clean(record.sequence)
-        for part in (record.id, "\0", sequence, "\n"):
-            self._hash.update(part.encode())
+        self._hash.update(f"{record.id}\0".encode())
+        for start in range(0, len(sequence), _PIECE):  # a chromosome is not to be held once more
+            self._hash.update(sequence[start : start + _PIECE].encode())
+        self._hash.update(b"\n")
         return record.id, sequence
 
 

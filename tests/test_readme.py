@@ -191,7 +191,7 @@ def test_ci_uses_the_data_beside_the_checkout(tmp_path: Path, beside: bool) -> N
     script = checkout / ".ci" / "run"
     script.write_text((CHECKOUT / ".ci" / "run").read_text())
     script.chmod((CHECKOUT / ".ci" / "run").stat().st_mode)
-    (checkout / "Makefile").write_text('lint test:\n\t@echo "$@ with [$$CEDILLA_DATA]"\n')
+    (checkout / "Makefile").write_text('lint reference test:\n\t@echo "$@ with [$$CEDILLA_DATA]"\n')
     if beside:
         (tmp_path / "shared" / "data").mkdir(parents=True)
     # Without apt-get on the path nothing is installed.
@@ -207,7 +207,8 @@ def test_ci_uses_the_data_beside_the_checkout(tmp_path: Path, beside: bool) -> N
         check=True,
     )
     data = tmp_path / "shared" / "data" if beside else ""
-    assert done.stdout.splitlines() == [f"lint with [{data}]", f"test with [{data}]"]
+    targets = ("lint", "reference", "test")
+    assert done.stdout.splitlines() == [f"{target} with [{data}]" for target in targets]
 
 
 def _which(name: str) -> Path:

@@ -38,6 +38,7 @@ HELD_OUT = 0.02  # as in pre-training
 MASKED = 0.15 * 0.8  # share of tokens that pre-training replaces by <mask>
 TIMES = (1, 2, 4, 8)
 RESAMPLES = 10_000
+TOGETHER = 16  # windows
 Interval = dict[str, float]
 
 
@@ -96,13 +97,14 @@ def window_losses(
 ) -> np.ndarray:
     """Summed loss (N,) at the masked tokens of each window, read in pieces of `length` tokens."""
     total = np.zeros(len(ids))
-    for i, (window, where) in enumerate(zip(ids, masked, strict=True)):
+    for start in range(0, len(ids), TOGETHER):
+        window, where = ids[start : start + TOGETHER], masked[start : start + TOGETHER]
         pieces = np.where(where, MASK, window).astype(np.int32).reshape(-1, length)
-        at = [np.flatnonzero(part) for part in where.reshape(-1, length)]
-        rows = [np.append(np.int32(CLS), piece) for piece in pieces]
-        logits = torch.cat(model.logits(rows, at=[part + 1 for part in at]))
+        at = [1 + np.flatnonzero(part) for part in where.reshape(-1, length)]
+        logits = torch.cat(model.logits([np.append(np.int32(CLS), p) for p in pieces], at=at))
         target = torch.from_numpy(window[where]).long()
-        total[i] = F.cross_entropy(logits, target, reduction="sum").item()
+        losses = F.cross_entropy(logits, target, reduction="none").numpy()
+        np.add.at(total, start + np.nonzero(where)[0], losses)
     return total
 
 

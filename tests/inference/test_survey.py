@@ -84,11 +84,11 @@ def test_n_alone_is_refused_only_where_n_is_left_out() -> None:
         survey(source, "x", TILING, known_only=True)
 
 
-@pytest.mark.parametrize(("records", "length", "limit"), [(4000, 5000, 1.0), (1, 5_000_000, 21.0)])
+@pytest.mark.parametrize(("records", "length", "limit"), [(1000, 5000, 0.5), (1, 1_500_000, 6.5)])
 def test_memory_holds_one_record(
     tmp_path: Path, dna: Callable[..., str], records: int, length: int, limit: float
 ) -> None:
-    """A file of 20 MB in less than 1 MB; a long record about four times, as read and as clean."""
+    """5 MB in less than a tenth of that; a long record at most about four times."""
     text, path = dna(length, 0).lower(), tmp_path / "x.fa"
     lines = "\n".join(text[i : i + 80] for i in range(0, length, 80))
     path.write_text("".join(f">record{i}\n{lines}\n" for i in range(records)))

@@ -58,6 +58,7 @@ def test_long_fields_pass_and_ragged_rows_do_not(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("id,seqence\na,AC\n", "has no column 'sequence'; did you mean 'seqence'? its columns: id"),
+        ("ACGT" * 999 + "\nACGT\n", "its columns: " + ("ACGT" * 8)[:30]),
         ("sequence,sequence\nA,C\n", "column 'sequence' stands twice"),
         ('sequence,x\nA,1\nC,2\n"G,3\n', "line 4: cannot be parsed"),
         (b"sequence,x\nA,1\nC,\xff\n", "line 3: is not UTF-8 text"),

@@ -78,7 +78,8 @@ def open_genome(path: Path) -> Iterator[Genome]:
 
 def _index(path: Path, zipped: bool, folder: Path) -> list[Path]:
     """Indexes of a genome outside its own folder, which may be shared or read-only."""
-    console.print(f"indexing {path}; `samtools faidx` would do it once for all", soft_wrap=True)
+    note = f"indexing {path}; `samtools faidx` would do it once for all"
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
     indexes = [folder / "fai", folder / "gzi"][: 1 + zipped]
     options = [w for o, i in zip(("--fai-idx", "--gzi-idx"), indexes, strict=False) for w in (o, i)]
     before = pysam.set_verbosity(0)

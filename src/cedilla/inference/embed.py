@@ -158,14 +158,14 @@ def embed(
             refuse_changes(out, begun, facts)
         if begun and out.exists():
             parts.discard()
-            console.print(f"{out} is complete", highlight=False, soft_wrap=True)
+            _say(f"{out} is complete")
             return out
         reader = _reader(network, settings, begun["computed"]["path"] if begun else None)
         reading = Reading(source, name)
         tiles = (tile for id, bases in reading for tile in cut(id, bases, tiling))
         stream = windows(tiles, BATCHES_PER_WINDOW * settings["batch_tokens"])
         if dry_run:
-            console.print(estimate(reader, next(stream), found, layout), soft_wrap=True)
+            _say(estimate(reader, next(stream), found, layout))
             return out
         refuse_full_disk(out, layout, parts.size())
         facts = _begin(parts, facts, reader.path)
@@ -270,22 +270,19 @@ def _with_bar(source: Source, findings: Findings) -> Iterator[Record]:
 
 
 def _say_notes(found: Survey, pooling: Pooling, *, skip_n: bool) -> None:
-    notes = []
     if found.ambiguous:
-        notes.append(
-            f"{found.ambiguous:,} IUPAC codes such as R or Y, in {found.ambiguous_records:,} "
-            "sequences, are read as N"
-        )
+        many = f"{found.ambiguous:,} IUPAC codes such as R or Y (sequences with them: "
+        _say(f"note: {many}{found.ambiguous_records:,}) are read as N")
     if found.unknown and pooling in ("mean", "max"):
-        does = "are left out" if skip_n else "count like any other token; --skip-n leaves them out"
-        notes.append(f"{found.unknown:,} of {found.tokens:,} tokens are N and {does}")
+        does = "left out" if skip_n else "counted like any other; --skip-n leaves them out"
+        _say(f"note: tokens that are N: {found.unknown:,} of {found.tokens:,}, {does}")
     if found.tiled:
         cls = "; their cls is the mean of their tiles' cls" if pooling == "cls" else ""
-        notes.append(
-            f"{found.tiled:,} sequences are longer than the context and read in tiles{cls}"
-        )
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        _say(f"note: sequences longer than the context, read in tiles: {found.tiled:,}{cls}")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _digest(network: NucleotideTransformer) -> str:
@@ -330,7 +327,7 @@ def _begin(parts: Parts, facts: dict[str, Any], path: str) -> dict[str, Any]:
     parts.sweep()
     begun = parts.facts
     for change in differences(begun["computed"], computed):
-        console.print(f"note: {change}: last digits may differ", highlight=False, soft_wrap=True)
+        _say(f"note: {change}: last digits may differ")
     return begun
 
 
@@ -370,4 +367,4 @@ def _publish(out: Path, store: Store, parts: Parts, layout: Layout, facts: dict[
     for suffix in (*store.beside, out.suffix):
         os.replace(draft.with_suffix(suffix), out.with_suffix(suffix))
     parts.discard()
-    console.print(f"{layout.rows:,} rows in {out}", highlight=False, soft_wrap=True)
+    _say(f"{layout.rows:,} rows in {out}")

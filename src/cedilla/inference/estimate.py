@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +30,10 @@ def estimate(reader: Reader, window: Sequence[Tile], found: Survey, layout: Layo
     rows = layout.rows * sum(map(work, window)) / found.work * layout.row_bytes
     memory = _peak() + 2 * rows + 2 * found.longest
     return (
-        f"{found.records:,} sequences, {found.bases:,} bases, {found.tokens:,} tokens, in "
-        f"{found.tiles:,} tiles; about {_duration(seconds)} at {rate:,.0f} tokens/s, "
-        f"{_size(memory)} of memory; the result has {layout.rows:,} rows and {_size(size)}, and "
-        "as much again is needed while it is made"
+        f"sequences: {found.records:,}; bases: {found.bases:,}; tokens: {found.tokens:,}; "
+        f"tiles: {found.tiles:,}; time: about {_duration(seconds)} at {rate:,.0f} tokens/s; "
+        f"memory: {_size(memory)}; rows of the result: {layout.rows:,}; its size: {_size(size)}, "
+        "and as much again while it is made"
     )
 
 
@@ -53,7 +52,9 @@ def refuse_full_disk(out: Path, layout: Layout, done: int) -> None:
 
 
 def _tokens_per_second(reader: Reader, window: Sequence[Tile]) -> float:
-    batch = [window[i] for i in batches(window, reader.batch_tokens)[0]]
+    dealt = batches(window, reader.batch_tokens)
+    by_length = [window[i] for batch in dealt for i in batch]
+    batch = by_length[:: len(dealt)]  # one batch's work, of tiles of all lengths
     _seconds(reader, batch[:1])  # the first call pays for what later ones find ready
     rate = work(batch[0]) / _seconds(reader, batch[:1])
     tokens = sum(map(work, batch))
@@ -70,13 +71,12 @@ def _seconds(reader: Reader, batch: Sequence[Tile]) -> float:
 
 def _peak() -> int:
     """The most memory that this process has held, in bytes."""
-    # Linux counts what the parent held at the start to `ru_maxrss`.
-    for line in (
-        Path("/proc/self/status").read_text().splitlines() if sys.platform == "linux" else ()
-    ):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if not status.exists():  # on macOS, where getrusage counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux, getrusage counts what the parent held when it started this process.
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def _size(number: float) -> str:

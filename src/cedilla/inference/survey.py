@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,10 +55,6 @@ class Survey:
         self.unknown += sequence.count("N")
         self.ambiguous += ambiguous
         self.ambiguous_records += ambiguous > 0
-
-    def counts(self) -> dict[str, int | str]:
-        """All numbers by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class Reading:

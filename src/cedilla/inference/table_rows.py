@@ -125,7 +125,9 @@ def _columns(
     for name in (sequence, id):
         if name is not None and header.count(name) != 1:
             near = difflib.get_close_matches(name, header, n=1, cutoff=0.4)
-            some = "its columns: " + ", ".join(header[:12]) + (", …" if len(header) > 12 else "")
+            # A file of bare sequences has a sequence where its header is looked for.
+            some = ", ".join(column[:30] for column in header[:12])
+            some = f"its columns: {some}" + (", …" if len(header) > 12 else "")
             mend = (f"did you mean {near[0]!r}? " if near else "") + some
             what = f"column {name!r} stands twice" if name in header else f"has no column {name!r}"
             problems.append(Problem(where=str(path), what=what, mend=mend))

@@ -10,7 +10,9 @@ that the model has never seen. Three published ways to keep them within what it 
   kept (bloc97 2023, "NTK-aware scaled RoPE", as in section 3.1 of the next);
 - ``yarn``: frequencies that turn often within the trained length are kept, those that do not turn
   once are divided, those between are blended; and the attention logits are sharpened (Peng et al.
-  2023, arXiv:2309.00071, with its constants).
+  2023, arXiv:2309.00071; constants and blend are those of its code, which transformers has too).
+
+``benchmarks/long_context.py`` measures them, and ``none``: longer inputs at plain positions.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor
 Rescaling = Literal["none", "linear", "ntk", "yarn"]
 Angles = tuple[Tensor, Tensor]
 BASE = 10000.0
-# YaRN: pairs that turn more often than this within the trained length are kept, less are divided.
+# YaRN: pairs that turn more often than this in the trained length are kept, less are divided.
 KEPT_FROM, DIVIDED_TO = 32.0, 1.0
 
 
@@ -91,6 +93,14 @@ def _frequencies(
     if scaling.type == "ntk":
         larger = BASE * scaling.factor ** (head_size / max(head_size - 2, 1))
         return 1.0 / larger**exponent
-    turns = scaling.trained_tokens * frequency / (2 * math.pi)
-    kept = ((turns - DIVIDED_TO) / (KEPT_FROM - DIVIDED_TO)).clamp(0.0, 1.0)
-    return frequency * (kept + (1 - kept) / scaling.factor)
+    kept_to = max(math.floor(_pair(KEPT_FROM, head_size, scaling.trained_tokens)), 0)
+    divided_from = math.ceil(_pair(DIVIDED_TO, head_size, scaling.trained_tokens))
+    width = max(min(divided_from, head_size - 1) - kept_to, 0.001)
+    pairs = torch.arange(head_size // 2, device=device)
+    divided = ((pairs - kept_to) / width).clamp(0.0, 1.0)
+    return frequency * (1 - divided + divided / scaling.factor)
+
+
+def _pair(turns: float, head_size: int, tokens: int) -> float:
+    """Where, among the pairs, the one stands that turns so often within so many tokens."""
+    return head_size / 2 * math.log(tokens / (2 * math.pi * turns)) / math.log(BASE)

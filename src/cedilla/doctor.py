@@ -100,8 +100,8 @@ def _torch() -> Iterator[str]:
 
 
 def _data() -> Iterator[str]:
-    from cedilla.tasks.catalogue import tasks
     from cedilla.files import cache_dir
+    from cedilla.tasks.catalogue import tasks
     from cedilla.tasks.download import find_local
 
     files = [file for task in tasks() for file in task.files]

@@ -31,19 +31,6 @@ def tiny() -> Path:
     return GOLDEN / "nt_v2_tiny"
 
 
-@pytest.fixture(scope="session")
-def dna() -> Callable[..., str]:
-    """dna(length, seed, n=0): random bases, `n` of them replaced by N."""
-
-    def make(length: int, seed: int, n: int = 0) -> str:
-        rng = np.random.default_rng(seed)
-        letters = rng.choice(list("ACGT"), size=length)
-        letters[rng.choice(length, size=n, replace=False)] = "N"
-        return "".join(letters)
-
-    return make
-
-
 class Naive:
     """A model run on one sequence at a time, with nothing clever about it."""
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cedilla.dna.records import Record
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import InputError
 from cedilla.inference.masks import (
@@ -19,7 +20,6 @@ from cedilla.inference.masks import (
     read_positions,
     refuse,
 )
-from cedilla.inference.records import Record
 
 
 def masked(text, id="a"):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cedilla.dna.fasta import read_fasta
+from cedilla.dna.records import Findings, Record, Source
 from cedilla.errors import InputError
-from cedilla.inference.fasta import read_fasta
-from cedilla.inference.records import Findings, Record, Source
 from cedilla.inference.survey import Reading, Survey, survey
 from cedilla.inference.tiles import Tiling, cut
 

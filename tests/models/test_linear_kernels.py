@@ -11,6 +11,13 @@ CPU = torch.device("cpu")
 WITH_ONEDNN = len(usable(torch.float32, CPU)) == 2
 
 
+@pytest.fixture(autouse=True)
+def _measured_anew():
+    fastest.cache_clear()
+    yield
+    fastest.cache_clear()
+
+
 @pytest.fixture(
     params=[
         PyTorchKernels,
@@ -62,9 +69,10 @@ def test_kernels_that_are_absent_are_not_taken(monkeypatch):
 
 @pytest.mark.skipif(not WITH_ONEDNN, reason="no oneDNN")
 def test_kernels_that_are_clearly_slower_are_not_taken(monkeypatch):
-    monkeypatch.setattr(linear_kernels, "gain", lambda dtype, width: 0.5)
+    monkeypatch.setattr(linear_kernels, "gain", lambda dtype: 0.5)
     assert fastest(torch.float32, CPU).name == "PyTorch"
-    monkeypatch.setattr(linear_kernels, "gain", lambda dtype, width: 1.5)
+    fastest.cache_clear()
+    monkeypatch.setattr(linear_kernels, "gain", lambda dtype: 1.5)
     assert fastest(torch.float32, CPU).name == "oneDNN"
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cedilla.dna.inputs import open_input
+from cedilla.dna.records import Findings, Record, Source
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.inference.estimate import estimate, refuse_full_disk
-from cedilla.inference.inputs import open_input
 from cedilla.inference.layout import Layout, matrix
 from cedilla.inference.parts import Parts, differences, refuse_changes
 from cedilla.inference.pooling import Pooling, pooler
-from cedilla.inference.records import Findings, Record, Source
 from cedilla.inference.stores import Store, facts_in, store_of
 from cedilla.inference.survey import Reading, Survey, survey
 from cedilla.inference.tiles import Strands, Tile, Tiling, cut

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from cedilla.dna.alphabet import clean, count_ambiguous, first_forbidden, reverse_complement
+from cedilla.dna.inputs import recognise
+from cedilla.dna.records import Findings, Record, Source
 from cedilla.dna.tables import read_table
 from cedilla.errors import InputError, Problem
-from cedilla.inference.inputs import recognise
-from cedilla.inference.records import Findings, Record, Source
 
 MASK_TEXT = "<mask>"
 

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cedilla.dna.inputs import open_input
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.files import whole_file
-from cedilla.inference.inputs import open_input
 from cedilla.inference.likelihood import (
     Masking,
     batches,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cedilla.dna.alphabet import clean, count_ambiguous, first_forbidden
+from cedilla.dna.records import Findings, Record, Source
 from cedilla.errors import InputError, Problem
-from cedilla.inference.records import Findings, Record, Source
 from cedilla.inference.tiles import Tiling, count_tokens, tile_starts
 
 _PIECE = 1 << 20

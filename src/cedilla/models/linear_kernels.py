@@ -8,6 +8,7 @@ operators are private in PyTorch, so they are tried before they are trusted (:fu
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -99,10 +100,11 @@ def usable(dtype: torch.dtype, device: torch.device) -> list[LinearKernels]:
     return [PyTorchKernels(), *([OneDNNKernels()] if could and _sound(dtype) else [])]
 
 
-def fastest(dtype: torch.dtype, device: torch.device, *, width: int = 512) -> LinearKernels:
+@cache
+def fastest(dtype: torch.dtype, device: torch.device) -> LinearKernels:
     """The fastest kernels for `dtype` on `device`, by a few milliseconds of measurement."""
     plain, *fused = usable(dtype, device)
-    if not fused or gain(dtype, width=width) < CLEARLY_SLOWER:
+    if not fused or gain(dtype) < CLEARLY_SLOWER:
         return plain
     return fused[0]
 

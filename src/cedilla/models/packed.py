@@ -64,7 +64,7 @@ class PackedModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if path is None:
             self.dtype = chosen_dtype(precision, self.device)
-            self.kernels = fastest(self.dtype, self.device, width=self.config.hidden_size)
+            self.kernels = fastest(self.dtype, self.device)
         else:
             kernels, _, name = path.partition(" ")
             self.kernels, self.dtype = KERNELS[kernels](), getattr(torch, name)

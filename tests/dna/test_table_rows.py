@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cedilla.dna import table_rows
+from cedilla.dna.records import Findings
+from cedilla.dna.table_rows import read_delimited, read_parquet
 from cedilla.errors import InputError
-from cedilla.inference import table_rows
-from cedilla.inference.records import Findings
-from cedilla.inference.table_rows import read_delimited, read_parquet
 
 
 def delimited(

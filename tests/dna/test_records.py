@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cedilla.inference.records import Findings, Record
+from cedilla.dna.records import Findings, Record
 
 
 def test_many_problems_of_a_kind_are_counted() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pysam
 
 from cedilla.dna.alphabet import clean, reverse_complement
+from cedilla.dna.lines import GZIP, is_bgzip, numbered_lines
+from cedilla.dna.records import Findings, Record
 from cedilla.errors import InputError
-from cedilla.inference.lines import GZIP, is_bgzip, numbered_lines
-from cedilla.inference.records import Findings, Record
 from cedilla.progress import console
 
 NO_INTERVALS = (b"#", b"track", b"browser")

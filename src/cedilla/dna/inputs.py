@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cedilla.dna.alphabet import first_forbidden
+from cedilla.dna.bed import NO_INTERVALS, open_genome, read_bed
+from cedilla.dna.fasta import read_fasta
+from cedilla.dna.lines import head
+from cedilla.dna.records import Findings, Record, Source
+from cedilla.dna.table_rows import read_delimited, read_parquet
 from cedilla.errors import InputError, Problem
-from cedilla.inference.bed import NO_INTERVALS, open_genome, read_bed
-from cedilla.inference.fasta import read_fasta
-from cedilla.inference.lines import head
-from cedilla.inference.records import Findings, Record, Source
-from cedilla.inference.table_rows import read_delimited, read_parquet
 
 Format = Literal["FASTA", "BED", "Parquet", "table"]
 _OTHERS = {

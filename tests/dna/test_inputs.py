@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cedilla.dna.inputs import open_input, recognise
+from cedilla.dna.records import Findings
 from cedilla.errors import InputError
-from cedilla.inference.inputs import open_input, recognise
-from cedilla.inference.records import Findings
 
 
 def rows(input: Any, genome: Path | None = None) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cedilla.dna.lines import numbered_lines
+from cedilla.dna.records import Findings, Record
 from cedilla.errors import InputError, Problem, stop_on_errors
-from cedilla.inference.lines import numbered_lines
-from cedilla.inference.records import Findings, Record
 
 ROWS_AT_ONCE = 256
 

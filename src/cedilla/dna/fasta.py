@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cedilla.dna.lines import numbered_lines
+from cedilla.dna.records import Findings, Record
 from cedilla.errors import InputError
-from cedilla.inference.lines import numbered_lines
-from cedilla.inference.records import Findings, Record
 
 
 def read_fasta(path: Path, findings: Findings) -> Iterator[Record]:

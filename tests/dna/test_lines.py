@@ -8,8 +8,8 @@ from pathlib import Path
 import pysam
 import pytest
 
+from cedilla.dna.lines import head, is_bgzip, numbered_lines
 from cedilla.errors import InputError
-from cedilla.inference.lines import head, is_bgzip, numbered_lines
 
 
 def read(path: Path) -> list[tuple[int, bytes]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pysam
 import pytest
 
+from cedilla.dna.bed import open_genome, read_bed
+from cedilla.dna.records import Findings
 from cedilla.errors import InputError
-from cedilla.inference.bed import open_genome, read_bed
-from cedilla.inference.records import Findings
 
 CHR1 = "ACGTTGCAACGGTTAACCGGatNRy"
 

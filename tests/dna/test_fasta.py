@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cedilla.dna.fasta import read_fasta
+from cedilla.dna.records import Findings, Record
 from cedilla.errors import InputError
-from cedilla.inference.fasta import read_fasta
-from cedilla.inference.records import Findings, Record
 
 
 def read(path: Path) -> list[Record]:

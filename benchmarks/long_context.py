@@ -7,7 +7,8 @@ times the trained length; the arms of a length differ in the positions alone. Pr
 to ``benchmarks/results/long_context.json``: the loss in nats, and its paired difference from
 reading pieces of the trained length, with 95 % bootstrap intervals over windows.
 
-Needs ``CEDILLA_DATA``, a folder with ``genomes/``; without it nothing is measured.
+Needs ``CEDILLA_DATA``, a folder with ``genomes/``, and about ten minutes of one core; without the
+folder nothing is measured.
 """
 
 from __future__ import annotations

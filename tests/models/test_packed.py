@@ -1,5 +1,6 @@
 """Packed inference gives what the model gives, whatever the company a sequence is in."""
 
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch.nn.attention.varlen import varlen_attn
 
 from cedilla.dna.tokenizer import Tokenizer, pad
 from cedilla.models import packed, packed_block
@@ -137,6 +139,8 @@ def test_nothing_in_nothing_out_and_too_long_is_refused():
     fast = PackedModel(load_directory(GOLDEN / "nt_v2_tiny"))
     assert fast.hidden([]) == []
     assert fast.logits([]) == []
+    with pytest.raises(ValueError, match="a row without tokens"):
+        fast.hidden([np.array([], dtype=np.int32)])
     longest = fast.config.max_tokens
     with pytest.raises(ValueError, match=f"{longest + 1} tokens; the model takes {longest}"):
         fast.hidden([np.full(longest + 1, 7, dtype=np.int32)])
@@ -149,6 +153,67 @@ def test_bfloat16_stays_close_on_a_trained_model(path):
     exact = torch.cat([part[0] for part in PackedModel(model).hidden(rows)])
     close = torch.cat([part[0] for part in PackedModel(model, path=path).hidden(rows)])
     assert torch.nn.functional.cosine_similarity(exact, close, dim=-1).min() > 0.999
+
+
+def test_float16_whose_powers_would_overflow_is_finite_and_close():
+    model = load("mini")
+    rows = random_rows(model, [300, 30])
+    exact = torch.cat([part[0] for part in PackedModel(model).hidden(rows)])
+    close = torch.cat([part[0] for part in PackedModel(model, precision="float16").hidden(rows)])
+    assert torch.nn.functional.cosine_similarity(exact, close, dim=-1).min() > 0.9999
+
+
+def test_a_model_in_less_is_not_rounded_once_more():
+    less = load_directory(GOLDEN / "nt_v2_tiny", dtype=torch.bfloat16)
+    rows = random_rows(less, [60])
+    same = load_directory(GOLDEN / "nt_v2_tiny", dtype=torch.bfloat16).float()
+    difference = PackedModel(less).hidden(rows)[0] - PackedModel(same).hidden(rows)[0]
+    assert difference.abs().max() <= TOLERANCE
+
+
+def test_each_worker_computes_on_one_thread():
+    fast = PackedModel(load_directory(GOLDEN / "nt_v2_tiny"))
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            pool = fast._pool(threads)
+            assert list(pool.map(lambda _: _threads_of_an_operation(), range(9))) == [1] * 9
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def _threads_of_an_operation():
+    torch.ones(100_000).exp()
+    return torch.get_num_threads()
+
+
+def test_flash_attention_is_called_as_it_is_defined(monkeypatch):
+    """No GPU is at hand: a stand-in with the installed signature computes the definition."""
+    installed = inspect.signature(varlen_attn)
+
+    def definition(*args, **kwargs):
+        given = installed.bind(*args, **kwargs).arguments
+        q, k, v, starts = (given[name] for name in ("query", "key", "value", "cu_seq_q"))
+        assert starts.dtype == torch.int32
+        parts = []
+        for a, b in pairwise(starts.tolist()):
+            assert b - a <= given["max_q"]
+            scores = torch.einsum("ihd,jhd->hij", q[a:b], k[a:b]) / q.shape[-1] ** 0.5
+            parts.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[a:b]))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(packed_block, "varlen_attn", definition)
+    monkeypatch.setattr(packed_block, "_attend_on_cpu", packed_block._attend_on_gpu)
+    model = load_directory(GOLDEN / "nt_v2_tiny")
+    rows = random_rows(model, [30, 7, 19])
+    ids, mask = pad(rows)
+    with torch.no_grad():
+        states = model(ids, mask, hidden_states=True).hidden_states
+    for flash in (True, False):
+        monkeypatch.setattr(packed_block, "_has_flash", lambda _, flash=flash: flash)
+        assert worst(PackedModel(model).hidden(rows), states[-1:], rows) <= TOLERANCE
 
 
 def test_bfloat16_keeps_far_positions():

@@ -1,13 +1,15 @@
 """Inference without a single pad: sequences of unequal length laid end to end.
 
-On a CPU the sequences are dealt into tiles of some hundred tokens, and each core takes one tile at
-a time through all blocks: its activations stay in the cache, no core waits for another, and what a
-sequence gives does not depend on the number of cores. On a GPU all sequences are one tile.
+On a CPU the sequences are dealt into tiles of some hundred tokens and equal cost, and each core
+takes one tile at a time through all blocks: its activations stay in the cache, and no core waits
+for another between two operations. On a GPU all sequences are one tile.
 """
 
 from __future__ import annotations
 
 import copy
+import heapq
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from cedilla.models.linear_kernels import KERNELS, fastest
 from cedilla.models.nucleotide_transformer import (
     MASK_SHARE_IN_TRAINING,
     Block,
+    NTConfig,
     NucleotideTransformer,
 )
 from cedilla.models.packed_block import PackedBlock, Packing
@@ -82,6 +85,7 @@ class PackedModel:
         self._head = _placed(model.lm_head, self.device)
         self._angles = self._rotary_table(self.config.max_tokens)
         self._workers: ThreadPoolExecutor | None = None
+        self._worker_count = 0
 
     def hidden(self, rows: Sequence[np.ndarray], layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """Hidden states of each row of token ids (L_i,): (len(layers), L_i, D) float32 on the CPU.
@@ -92,7 +96,7 @@ class PackedModel:
         Raises
         ------
         ValueError
-            For a row longer than the model takes, or a layer that it does not have.
+            For an empty row or one longer than the model takes, or a layer that it does not have.
         """
         wanted = self._layer_numbers(layers)
 
@@ -132,34 +136,39 @@ class PackedModel:
         self, rows: Sequence[np.ndarray], run: Callable[[Sequence[int]], list[Tensor]]
     ) -> list[Tensor]:
         """What `run` gives for each row, in the order of `rows`."""
+        if not all(map(len, rows)):
+            raise ValueError("a row without tokens; it has <cls> at least")
         longest = max(map(len, rows), default=0)
         if longest > self.config.max_tokens:
             raise ValueError(f"{longest} tokens; the model takes {self.config.max_tokens}")
+        threads = torch.get_num_threads()
         if self.device.type != "cpu":
             tiles = [list(range(len(rows)))] if len(rows) else []
         else:
-            tiles = _tiles([len(row) for row in rows])
+            tiles = _tiles([len(row) for row in rows], self.config, threads)
         results: list[Tensor] = [torch.empty(0)] * len(rows)
-        threads = torch.get_num_threads()
         # Too few tiles to go round: all cores work on each tile.
         calls = map if len(tiles) < threads or threads == 1 else self._pool(threads).map
-        for tile, parts in zip(tiles, calls(torch.inference_mode()(run), tiles), strict=True):
+        for tile, parts in zip(tiles, calls(torch.no_grad()(run), tiles), strict=True):
             for i, part in zip(tile, parts, strict=True):
                 results[i] = part
         return results
 
     def _pool(self, threads: int) -> ThreadPoolExecutor:
         """As many workers as threads, each of which computes on one."""
-        if self._workers is None:
+        if self._workers is None or self._worker_count != threads:
             started = threading.Barrier(threads)
 
             def alone() -> None:
+                # A thread's first look at the number takes over the one last set anywhere, so it
+                # must come before the number is set, and not with the first operation.
+                torch.get_num_threads()
                 torch.set_num_threads(1)
                 started.wait()
 
             self._workers = ThreadPoolExecutor(threads, initializer=alone)
+            self._worker_count = threads
             list(self._workers.map(lambda _: None, range(threads)))
-            # Threads that others start take over the last number that was set anywhere.
             torch.set_num_threads(threads)
         return self._workers
 
@@ -230,16 +239,21 @@ def _placed(module: nn.Module, device: torch.device) -> Any:
     return copy.deepcopy(module).to(device, torch.float32)
 
 
-def _tiles(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of sequences, dealt into tiles of up to TILE_TOKENS tokens, the longest first."""
-    tiles: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        k = next((k for k, free in enumerate(room) if free >= lengths[i]), None)
-        if k is None:
-            tiles.append([])
-            room.append(TILE_TOKENS)
-            k = len(tiles) - 1
+def _tiles(lengths: Sequence[int], config: NTConfig, threads: int) -> list[list[int]]:
+    """Indices of sequences, dealt into tiles of about TILE_TOKENS tokens or one longer sequence.
+
+    As many tiles for each thread, of about the same cost: the costliest sequence goes first, to
+    the tile that has least.
+    """
+    each = math.ceil(sum(lengths) / (threads * TILE_TOKENS))
+    n = min(len(lengths), threads * each)
+    # Operations of n tokens are n · (this + n), but for a factor.
+    linear = 2 * config.hidden_size + (1.5 if config.gated else 1) * config.intermediate_size
+    costs = [length * (linear + length) for length in lengths]
+    tiles: list[list[int]] = [[] for _ in range(n)]
+    load = [(0.0, k) for k in range(n)]
+    for i in sorted(range(len(lengths)), key=lambda i: -costs[i]):
+        least, k = heapq.heappop(load)
         tiles[k].append(i)
-        room[k] -= lengths[i]
+        heapq.heappush(load, (least + costs[i], k))
     return tiles

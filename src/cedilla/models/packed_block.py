@@ -130,8 +130,7 @@ class PackedBlock:
         v = qkv[:, 2 * D :].view(T, H, size)
         if qkv.device.type == "cpu":
             return _attend_on_cpu(qk, v, packing).view(T, D)
-        q, k = qk.to(self.dtype).unbind(1)
-        return _attend_on_gpu(q, k, v, packing).reshape(T, D)
+        return _attend_on_gpu(qk, v, packing).reshape(T, D)
 
 
 def _norm(norm: nn.LayerNorm, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -155,7 +154,8 @@ def _query_key_value(block: Block, config: NTConfig) -> list[tuple[Tensor, Tenso
     scale = 1.0 / (LN2 * math.sqrt(config.head_size))
     query, key, value = (layers[name] for name in ("query", "key", "value"))
     return [
-        (query.weight[order] * scale, query.bias[order] * scale),
+        # In float32, or a model in less would be rounded once more.
+        (query.weight[order].float() * scale, query.bias[order].float() * scale),
         (key.weight[order], key.bias[order]),
         (value.weight, value.bias),
     ]
@@ -166,7 +166,8 @@ def _attend_on_cpu(qk: Tensor, v: Tensor, packing: Packing) -> Tensor:
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     # |q·k| ≤ |q| |k| bounds every score of these sequences, by head.
     largest = torch.linalg.vector_norm(qk, dim=-1).amax(0)
-    safe = bool((largest[0] * largest[1]).max() < SAFE_EXPONENT)
+    limit = SAFE_EXPONENT if v.dtype != torch.float16 else 0.0
+    safe = bool((largest[0] * largest[1]).max() < limit)
     for start, end in packing.spans:
         q, k, values, out = (
             part.transpose(0, 1)
@@ -200,19 +201,23 @@ def _powers_of_two(q: Tensor, k: Tensor, v: Tensor, out: Tensor, safe: bool) -> 
         torch.div(torch.bmm(p, v[heads]), total, out=out[heads])
 
 
-def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """Flash attention over unequal lengths where the GPU has it, else padded; (T, H, size) each."""
-    longest = packing.longest
-    if varlen_attn is not None and _has_flash(q):
-        offsets = packing.offsets
-        y: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=LN2)  # type: ignore[assignment]
-        return y
-    return attend_padded(q, k, v, packing)
+def _attend_on_gpu(qk: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """As on a CPU: flash attention over unequal lengths where the GPU has it, else padded."""
+    if varlen_attn is None or not _has_flash(v):
+        q, k = qk.to(v.dtype).unbind(1)
+        return attend_padded(q, k, v, packing)
+    # Its own scale is 1 / √size; PyTorch 2.10 takes no other.
+    qk[:, 0] *= LN2 * math.sqrt(v.shape[-1])
+    q, k = qk.to(v.dtype).unbind(1)
+    offsets, longest = packing.offsets, packing.longest
+    y: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest)  # type: ignore[assignment]
+    return y
 
 
-def _has_flash(q: Tensor) -> bool:
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return half and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+def _has_flash(v: Tensor) -> bool:
+    half = v.dtype in (torch.float16, torch.bfloat16)
+    fits = v.shape[-1] % 8 == 0 and v.shape[-1] <= 256
+    return half and fits and v.is_cuda and torch.cuda.get_device_capability(v.device) >= (8, 0)
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:

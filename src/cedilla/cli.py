@@ -55,7 +55,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "Predict masked bases, or score whole sequences.",
     ),
     "report": ("cedilla.report.report:report", "Write one HTML page about runs."),
-    "models": ("cedilla.models.zoo:models", "List the models, or show, fetch or convert one."),
+    "models": (
+        "cedilla.models.zoo:models",
+        "List the models, or show, fetch, convert or export one.",
+    ),
     "models list": ("cedilla.models.zoo:models", "List the models that can be loaded by name."),
     "models show": ("cedilla.models.zoo:models_show", "Say what is known about a model."),
     "models get": ("cedilla.models.fetch:models_get", "Fetch a model's files and check them."),
@@ -72,7 +75,7 @@ VERBS: dict[str, tuple[str, str]] = {
 EXAMPLE_WIDTH = 72
 GROUPS = {
     "methylation": "Simulate or check methylation tables.",
-    "models": "List the models, or show, fetch or convert one.",
+    "models": "List the models, or show, fetch, convert or export one.",
     "data": "List or download data sets.",
 }
 

@@ -369,7 +369,7 @@ def test_an_input_that_changes_while_it_is_read_gives_no_result(
         ({"overlap": 192}, ["--overlap 192 is negative, or half of the context or more"]),
         ({"overlap": -1}, ["--overlap -1 is negative"]),
         ({"batch_tokens": 0, "skip_n": True, "pooling": "cls", "device": "abacus"},
-         ["--batch-tokens 0 is impossible", "--skip-n goes with", "--device abacus: torch has"]),
+         ["--batch-tokens 0 is impossible", "--skip-n goes with", "device abacus: torch has"]),
         ({"pooling": "token", "strands": "both"}, ["--pooling token is impossible on both"]),
     ],
 )  # fmt: skip

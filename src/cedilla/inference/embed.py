@@ -27,15 +27,16 @@ from cedilla.inference.survey import Reading, Survey, survey
 from cedilla.inference.tiles import Strands, Tile, Tiling, cut
 from cedilla.inference.windows import Reader, windows, work
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
-from cedilla.models.packed import PackedModel, Precision
+from cedilla.models.packed import PackedModel, Precision, device_named
+from cedilla.models.packed import batch_tokens as batch_tokens_of
 from cedilla.models.weights import read_config
 from cedilla.models.zoo import directory, load
 from cedilla.progress import console, progress_bar, track
 from cedilla.version import __version__
 
 # Enough for many cores; a row a token or a base is much to hold of so many.
-BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
-BATCH_TOKENS_OF_POSITIONS = 4096
+# Where each token or base has a row, rows and not the model take the memory.
+POSITIONS_SHARE = 4
 BATCHES_PER_WINDOW = 2  # a kill costs what was done of one window
 
 
@@ -178,7 +179,7 @@ def embed(
 
 def _check(out: Path, parts: Parts, settings: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` with all that is wrong before anything is read."""
-    pooling, device, tokens = (settings[key] for key in ("pooling", "device", "batch_tokens"))
+    pooling, tokens = settings["pooling"], settings["batch_tokens"]
     begun = settings["resume"] or settings["dry_run"]
     rules = [
         (tokens is None or tokens > 0, f"--batch-tokens {tokens} is impossible", "1 at least"),
@@ -192,11 +193,6 @@ def _check(out: Path, parts: Parts, settings: Mapping[str, Any]) -> None:
             "--pooling token is impossible on both strands, whose tokens cover different bases",
             "--pooling base gives the mean for each base",
         ),
-        (
-            device is None or _has(device),
-            f"--device {device}: torch has no such device here",
-            "leave it out, or see `cedilla doctor`",
-        ),
         (begun or not out.exists(), f"{out} exists already", "delete it, or choose another --out"),
         (
             begun or not parts.exists(),
@@ -209,19 +205,25 @@ def _check(out: Path, parts: Parts, settings: Mapping[str, Any]) -> None:
         for good, what, mend in rules
         if not good
     ]
-    try:
-        store_of(out)
-    except InputError as error:
-        problems += error.problems
+    for check in (
+        partial(_check_beside, out, begun=begun),
+        partial(device_named, settings["device"]),
+    ):
+        try:
+            check()
+        except InputError as error:
+            problems += error.problems
     stop_on_errors(problems)
 
 
-def _has(device: str) -> bool:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch without CUDA asserts that it has it
-        return False
-    return True
+def _check_beside(out: Path, *, begun: bool) -> None:
+    """Raise :class:`InputError` for a format that is not written, or files that would be lost."""
+    further = [out.with_suffix(suffix) for suffix in store_of(out).beside]
+    stop_on_errors(
+        Problem(where="cedilla embed", what=f"{path} exists already", mend="delete it")
+        for path in further
+        if path.exists() and not begun
+    )
 
 
 def _defaults(
@@ -229,12 +231,12 @@ def _defaults(
 ) -> dict[str, Any]:
     """Device and batch: as told, else as the computation was begun with, else as fits here."""
     before = _facts_of(out, parts).get("settings", {})
-    device = device or before.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    usual = BATCH_TOKENS.get(torch.device(device).type, BATCH_TOKENS["cpu"])
+    chosen = device_named(device or before.get("device"))
+    usual = batch_tokens_of(chosen)
     if pooling in ("token", "base"):
-        usual = BATCH_TOKENS_OF_POSITIONS
+        usual //= POSITIONS_SHARE
     tokens = batch_tokens or before.get("batch_tokens") or usual
-    return {"device": device, "batch_tokens": tokens}
+    return {"device": str(chosen), "batch_tokens": tokens}
 
 
 def _plan(

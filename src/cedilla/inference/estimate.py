@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,12 +27,12 @@ def estimate(reader: Reader, window: Sequence[Tile], found: Survey, layout: Layo
     size = layout.rows * layout.row_bytes
     # The rows of a window, as tiles and once more as a table; a record, raw and clean.
     rows = layout.rows * sum(map(work, window)) / found.work * layout.row_bytes
-    memory = _peak() + 2 * rows + 2 * found.longest
+    memory = peak_memory() + 2 * rows + 2 * found.longest
     return (
         f"sequences: {found.records:,}; bases: {found.bases:,}; tokens: {found.tokens:,}; "
-        f"tiles: {found.tiles:,}; time: about {_duration(seconds)} at {rate:,.0f} tokens/s; "
-        f"memory: {_size(memory)}; rows of the result: {layout.rows:,}; its size: {_size(size)}, "
-        "and as much again while it is made"
+        f"tiles: {found.tiles:,}; time: about {duration_text(seconds)} at {rate:,.0f} tokens/s; "
+        f"memory: {size_text(memory)}; rows of the result: {layout.rows:,}; "
+        f"its size: {size_text(size)}, and as much again while it is made"
     )
 
 
@@ -46,7 +45,7 @@ def refuse_full_disk(out: Path, layout: Layout, done: int) -> None:
     folder = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        what = f"needs {_size(needed)} while it is made; {_size(free)} are free"
+        what = f"needs {size_text(needed)} while it is made; {size_text(free)} are free"
         mend = "--dtype float16 halves it; so do fewer --layers"
         raise InputError.one(out, what, mend)
 
@@ -69,24 +68,28 @@ def _seconds(reader: Reader, batch: Sequence[Tile]) -> float:
     return time.perf_counter() - start
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """The most memory that this process has held, in bytes."""
     status = Path("/proc/self/status")
     if not status.exists():  # on macOS, where getrusage counts in bytes
+        import resource
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # On Linux, getrusage counts what the parent held when it started this process.
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
-def _size(number: float) -> str:
+def size_text(number: float) -> str:
+    """Bytes, in words."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number / 1e3:.1f} kB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Seconds, in words."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from cedilla.dna import alphabet
 from cedilla.dna.tokenizer import MASK, ORDER, Tokenizer
+from cedilla.errors import InputError
 from cedilla.models.packed import PackedModel
 
 BASES = "ACGT"
@@ -217,11 +218,18 @@ def batches(
 def masked_logits(
     model: PackedModel, rows: Sequence[np.ndarray], batch: Sequence[Masking]
 ) -> list[Tensor]:
-    """Logits (n_i, V) at the masked tokens of each of `batch`."""
+    """Logits (n_i, V) at the masked tokens of each of `batch`.
+
+    Raises :class:`InputError` where numbers overflowed, as float16 can.
+    """
     masked = [rows[i].copy() for i, _ in batch]
     for row, (_, at) in zip(masked, batch, strict=True):
         row[at] = MASK
-    return model.logits(masked, at=[at for _, at in batch])
+    logits = model.logits(masked, at=[at for _, at in batch])
+    if not all(bool(part.isfinite().all()) for part in logits):
+        what, mend = "the model's answers are not finite", "pass --precision float32"
+        raise InputError.one(f"{model.path} on {model.device}", what, mend)
+    return logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +19,7 @@ from cedilla.dna.inputs import open_input
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.files import whole_file
+from cedilla.inference.estimate import duration_text, peak_memory, size_text
 from cedilla.inference.likelihood import (
     Masking,
     batches,
@@ -50,14 +47,14 @@ from cedilla.inference.masks import (
     read_positions,
     refuse,
 )
-from cedilla.models.packed import PackedModel, Precision
+from cedilla.models.packed import PackedModel, Precision, device_named
+from cedilla.models.packed import batch_tokens as batch_tokens_of
 from cedilla.models.zoo import load
 from cedilla.progress import console, progress_bar
 
 Per = Literal["kmer", "base", "sequence", "token"]
 # Tables by what has a row in them, the default first; made when they are asked for.
 Tables = dict[Per, Callable[[], pd.DataFrame]]
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536}
 PRINTED = 40  # rows of a table on the terminal
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
@@ -145,6 +142,7 @@ def predict_mask(
     cedilla predict-mask promoters.fa.gz --score --out scores.parquet
     """
     _check(dict(locals()))
+    where = device_named(device)
     network = load(model)
     tokenizer = Tokenizer.for_model(network)
     if top > 4**tokenizer.k:
@@ -152,7 +150,7 @@ def predict_mask(
         raise InputError.one("cedilla predict-mask", f"--top {top} is impossible", mend)
     texts = _read(input, genome=genome, sequence=sequence, id=id)
     texts = _with_masks(texts, input, position, tokenizer.k, score=score)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    packed = PackedModel(network, precision=precision, device=where)
     job = _Job(
         texts=texts,
         rows=_tokenized(texts, [text.text for text in texts], tokenizer),
@@ -160,8 +158,8 @@ def predict_mask(
         if strands == "forward"
         else _tokenized(texts, [text.other_strand() for text in texts], tokenizer),
         tokenizer=tokenizer,
-        model=PackedModel(network, precision=precision, device=device),
-        batch_tokens=batch_tokens or BATCH_TOKENS.get(torch.device(device).type, 4096),
+        model=packed,
+        batch_tokens=batch_tokens or batch_tokens_of(where),
     )
     _say_notes(texts, score=score)
     wanted = maskings(job.rows, tokenizer, stride=stride) if score else written_masks(job.rows)
@@ -186,7 +184,6 @@ def _check(settings: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` with all settings that are wrong or do not go together."""
     out, per, stride, top = (settings[name] for name in ("out", "per", "stride", "top"))
     score, batch_tokens = settings["score"], settings["batch_tokens"]
-    device = settings["device"] or "cpu"
     suffix = "" if out is None else Path(out).suffix
     allowed = ("sequence", "token", "base") if score else ("kmer", "base")
     rules = [
@@ -214,11 +211,6 @@ def _check(settings: Mapping[str, Any]) -> None:
             "1 at least",
         ),
         (
-            not device.startswith("cuda") or torch.cuda.is_available(),
-            f"--device {device}: there is no GPU that torch can use",
-            "see cedilla doctor",
-        ),
-        (
             out is None or suffix in _WRITERS,
             f"--out {out}: {suffix or 'no ending'} is no format to write",
             f"take {', '.join(_WRITERS)}",
@@ -229,11 +221,16 @@ def _check(settings: Mapping[str, Any]) -> None:
             "delete it, or choose another --out",
         ),
     ]
-    stop_on_errors(
+    problems = [
         Problem(where="cedilla predict-mask", what=what, mend=mend)
         for good, what, mend in rules
         if not good
-    )
+    ]
+    try:
+        device_named(settings["device"])
+    except InputError as error:
+        problems += error.problems
+    stop_on_errors(problems)
 
 
 def _read(input: Any, *, genome: Path | None, sequence: str, id: str | None) -> list[Masked]:
@@ -302,15 +299,12 @@ def _estimate(job: _Job, wanted: Sequence[Masking]) -> str:
     clock = time.perf_counter()
     masked_logits(job.model, job.rows, batch)
     rate = sum(len(job.rows[i]) for i, _ in batch) / (time.perf_counter() - clock)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
     tokens = sum(len(at) for _, at in wanted)
-    duration = timedelta(seconds=math.ceil(job.work(wanted) / rate))
     return (
         f"{len(job.texts):,} sequences, {tokens:,} tokens to predict in {len(wanted):,} passes on "
         f"{'one strand' if job.reverse is None else 'each strand'}; "
-        f"about {duration} h at {rate:,.0f} tokens/s, "
-        f"{peak / 1e9:.1f} GB of memory"
+        f"time: about {duration_text(job.work(wanted) / rate)} at {rate:,.0f} tokens/s; "
+        f"memory: {size_text(peak_memory())}"
     )
 
 

@@ -89,11 +89,6 @@ class OneDNNKernels:
         return y
 
 
-KERNELS: dict[str, type[LinearKernels]] = {
-    kernels.name: kernels for kernels in (PyTorchKernels, OneDNNKernels)
-}
-
-
 def usable(dtype: torch.dtype, device: torch.device) -> list[LinearKernels]:
     """The kernels that work for `dtype` on `device`, PyTorch's own first."""
     could = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)

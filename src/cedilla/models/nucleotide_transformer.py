@@ -181,7 +181,7 @@ class NucleotideTransformer(nn.Module):
         `mask` (B, L) is true at tokens and false at pads; without one, pads are recognised by
         their id, so that no token ever attends to one.
         """
-        hidden, states, maps = self.esm(ids, mask, attentions=attentions)
+        hidden, states, maps = self.esm(ids, mask, hidden_states, attentions)
         return Output(
             self.lm_head(hidden),
             hidden,
@@ -252,9 +252,13 @@ class Encoder(nn.Module):
         return cast(nn.ModuleList, self.encoder["layer"])
 
     def forward(
-        self, ids: Tensor, mask: Tensor | None = None, *, attentions: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        hidden_states: bool = False,
+        attentions: bool = False,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """hidden (B, L, D), the hidden state before each block and after the last, the maps."""
+        """hidden (B, L, D); if asked for, the states before each block and the last, the maps."""
         B, L = ids.size()
         mask = ids != PAD if mask is None else mask.to(torch.bool)
         config = self.config
@@ -267,16 +271,17 @@ class Encoder(nn.Module):
         # A full mask is dropped: attention without one takes the faster kernels.
         on_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()
         keys = None if on_cpu and bool(mask.all()) else mask.view(B, 1, 1, L)
-        states, maps = [x], []
+        states, maps = [], []
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
+            if hidden_states:
+                states.append(x)
             call = partial(checkpoint, block, use_reentrant=False) if recompute else block
             x, weights = call(x, keys, rotary, attentions)
-            states.append(x)
             if attentions:
                 maps.append(weights)
-        states[-1] = x = self.encoder["emb_layer_norm_after"](x)
-        return x, states, maps
+        x = self.encoder["emb_layer_norm_after"](x)
+        return x, [*states, x], maps
 
 
 class Embeddings(nn.Module):

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cedilla.models.linear_kernels import KERNELS, fastest
+from cedilla.errors import InputError
+from cedilla.models.linear_kernels import LinearKernels, fastest, usable
 from cedilla.models.nucleotide_transformer import (
     MASK_SHARE_IN_TRAINING,
     Block,
@@ -52,6 +53,11 @@ class PackedModel:
     release:
         Give up the weights of `model` block by block as they are copied, so that they are never
         held twice. The model cannot be used afterwards.
+
+    Raises
+    ------
+    InputError
+        For a device that torch does not have here, or a path whose kernels do not work on it.
     """
 
     def __init__(
@@ -64,13 +70,12 @@ class PackedModel:
         release: bool = False,
     ) -> None:
         self.config = model.config
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_named(device)
         if path is None:
             self.dtype = chosen_dtype(precision, self.device)
             self.kernels = fastest(self.dtype, self.device)
         else:
-            kernels, _, name = path.partition(" ")
-            self.kernels, self.dtype = KERNELS[kernels](), getattr(torch, name)
+            self.kernels, self.dtype = _of_path(path, self.device)
         self.path = f"{self.kernels.name} {str(self.dtype).removeprefix('torch.')}"
         self._blocks = []
         for block in model.esm.blocks:
@@ -217,6 +222,36 @@ class PackedModel:
         size = self.config.head_size
         cos, sin = rotary_angles(length, size, self.config.rope_scaling, self.device)
         return torch.complex(cos[:, None, : size // 2], sin[:, None, : size // 2])
+
+
+def device_named(name: str | torch.device | None) -> torch.device:
+    """The device of that name, or the first GPU if there is one, or else the CPU.
+
+    Raises :class:`InputError` for one that torch does not have here.
+    """
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts that it has it
+        mend = "leave it out, or see `cedilla doctor`"
+        raise InputError.one(f"device {device}", "torch has no such device here", mend) from None
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Tokens that keep `device` busy: some tiles for each thread of a CPU."""
+    return (
+        65_536 if device.type != "cpu" else max(16_384, 4 * TILE_TOKENS * torch.get_num_threads())
+    )
+
+
+def _of_path(path: str, device: torch.device) -> tuple[LinearKernels, torch.dtype]:
+    kernels, _, name = path.partition(" ")
+    dtype: torch.dtype = getattr(torch, name)
+    for here in usable(dtype, device):
+        if here.name == kernels:
+            return here, dtype
+    what = f"the kernels of {path!r} do not work on {device} here"
+    raise InputError.one("cedilla", what, "begin anew, without --resume")
 
 
 def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -52,6 +52,7 @@ def _compiled(block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
     A batch of one sequence, and prediction, are compilations of their own.
     """
+    # Dropout draws what it draws without compiling, and on a CPU draws it faster.
     call = torch.compile(block.forward, options={"fallback_random": True})
 
     def forward(

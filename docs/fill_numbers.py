@@ -198,6 +198,31 @@ def tokenizing(_: Gathered) -> str:
     return _table(["Sequences of", "Cedilla, Mbp/s", "transformers, Mbp/s", "Ratio"], rows)
 
 
+def long_context(_: Gathered) -> str:
+    """Masked loss beyond the trained length, by way of rescaling."""
+    result = _measured("long_context")
+    cells = {(arm["times"], arm["method"]): arm for arm in result["arms"]}
+    methods = [method for times, method in cells if times == 2]
+    base = cells[1, "none"]["loss"]["mean"]
+
+    def cell(times: int, method: str) -> str:
+        difference = cells[times, method]["minus_trained_length"]
+        bounds = f"{signed(difference['low'])} to {signed(difference['high'])}"
+        return f"{signed(difference['mean'])} ({bounds})"
+
+    lengths = sorted({times for times, _ in cells} - {1})
+    rows = [[f"{times} ×", *(cell(times, method) for method in methods)] for times in lengths]
+    return "\n\n".join(
+        [
+            f"`{result['model']}`, trained on {count(result['trained_tokens'])} tokens; masked "
+            f"loss minus that of pieces of the trained length ({base:.3f} nats), on the same "
+            f"{count(result['masked_tokens'])} masked tokens of {count(result['windows'])} "
+            "held-out windows, with 95 % bootstrap intervals.",
+            _table(["Length", *methods], rows),
+        ]
+    )
+
+
 def _measured(benchmark: str) -> dict[str, Any]:
     path = CHECKOUT / "benchmarks" / "results" / f"{benchmark}.json"
     if not path.exists():
@@ -213,6 +238,7 @@ BLOCKS: dict[str, Callable[[Gathered], str]] = {
     "guide": guide,
     "gue": gue,
     "inference": inference,
+    "long-context": long_context,
     "tokenizing": tokenizing,
 }
 

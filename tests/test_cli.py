@@ -143,8 +143,20 @@ def test_python_takes_names_and_paths_as_the_command_line_does(tmp_path):
     )
     assert taken(Path("a"), dev=["x"]) == (Path("a"), None, ["x"], (), "e")
     assert cedilla.simulate(out=str(tmp_path / "s"), n=40, length=60) == tmp_path / "s"
+    assert cedilla.as_called(counting)(3) == (3,)
     with pytest.raises(TypeError, match="nn"):
         cedilla.simulate(out=tmp_path, nn=40)
+
+
+def test_python_refuses_other_choices_as_the_command_line_does(tmp_path):
+    for wrong in ({"pooling": "avg"}, {"strands": "reverse"}, {"dtype": "int8"}):
+        with pytest.raises(InputError, match=r"cedilla.embed: \w+='\w+' is no choice; choose "):
+            cedilla.embed(["ACGTACGT"], out=tmp_path / "x.npy", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def counting(numbers: tuple[int, ...]):
+    return numbers
 
 
 def taking(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cedilla.version import __version__
 
@@ -101,9 +101,11 @@ def __getattr__(name: str) -> Any:
 
 
 def as_called(function: Callable[..., T]) -> Callable[..., T]:
-    """`function` with the lenience of the command line.
+    """`function` with the lenience and the rigour of the command line.
 
-    A path may be a string, and several names may be one string with commas: ``dev="chr7,chr10"``.
+    A path may be a string, several names one string with commas (``dev="chr7,chr10"``), and a
+    single number stands where several may. Raises :class:`InputError` for a word that is none of
+    a parameter's choices.
     """
     signature = inspect.signature(function)
     hints = get_type_hints(function)
@@ -112,8 +114,12 @@ def as_called(function: Callable[..., T]) -> Callable[..., T]:
     def called(*args: Any, **kwargs: Any) -> T:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
+            hint = hints.get(name)
+            _refuse_other_choices(f"cedilla.{function.__name__}", name, value, hint)
             if isinstance(value, str | Path):
-                bound.arguments[name] = _meant(value, hints.get(name))
+                bound.arguments[name] = _meant(value, hint)
+            elif isinstance(value, int) and hint == tuple[int, ...]:
+                bound.arguments[name] = (value,)
         return function(*bound.args, **bound.kwargs)
 
     return called
@@ -127,6 +133,17 @@ def _meant(value: str | Path, hint: Any) -> Any:
     if hint == tuple[str, ...]:
         return tuple(word.strip() for word in str(value).split(","))
     return str(value) if hint is str else value
+
+
+def _refuse_other_choices(where: str, name: str, value: Any, hint: Any) -> None:
+    for option in (hint, *get_args(hint)):
+        if get_origin(option) is Literal and isinstance(value, str):
+            choices = get_args(option)
+            if value not in choices:
+                from cedilla.errors import InputError
+
+                mend = f"choose {', '.join(map(str, choices))}"
+                raise InputError.one(where, f"{name}={value!r} is no choice", mend)
 
 
 def __dir__() -> list[str]:

@@ -66,3 +66,15 @@ def test_what_makes_another_result_is_named() -> None:
     ]
     refuse_changes(Path("emb.parquet"), FACTS, FACTS | {"input": "y"})
     assert not differences(FACTS, FACTS)
+
+
+def test_parts_from_the_first_damaged_one_on_are_given_up(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "emb.parquet")
+    parts.begin(FACTS)
+    for number in range(5):
+        parts.save(number, pa.table({"n": [number]}), {})
+    assert parts.sweep() == 0
+    damaged = parts.folder / "00000002.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert parts.sweep() == 3
+    assert [table.to_pydict() for table in parts.tables()] == [{"n": [0]}, {"n": [1]}]

@@ -186,3 +186,9 @@ def test_what_is_not_published_is_shown_too(tiny, capsys):
 def test_the_bare_command_lists(words, capsys):
     bind(" ".join(words), tokens=words)()
     assert "nucleotide-transformer-v2-50m-multi-species" in capsys.readouterr().out
+
+
+def test_a_type_may_be_named_and_another_is_refused():
+    assert zoo.load("mini", dtype="bfloat16").lm_head.bias.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype='auto' is no choice; choose float32"):
+        zoo.load("mini", dtype="auto")

@@ -125,6 +125,8 @@ def embed(
     """
     settings = dict(locals())
     out = Path(out)
+    if not out.name:
+        raise InputError.one("cedilla embed", "--out is empty", "name a file")
     parts = Parts(out)
     _check(out, parts, settings)
     with open_input(input, genome=genome, sequence=sequence, id=id) as (name, source):
@@ -326,7 +328,8 @@ def _begin(parts: Parts, facts: dict[str, Any], path: str) -> dict[str, Any]:
     }
     if not parts.exists():
         parts.begin(facts | {"computed": computed})
-    parts.sweep()
+    if damaged := parts.sweep():
+        _say(f"note: parts computed again, from the first damaged one on: {damaged:,}")
     begun = parts.facts
     for change in differences(begun["computed"], computed):
         _say(f"note: {change}: last digits may differ")

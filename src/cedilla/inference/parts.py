@@ -42,10 +42,27 @@ class Parts:
         self.discard()
         write_json(self._facts, facts)
 
-    def sweep(self) -> None:
-        """Remove the drafts that a killed process left."""
+    def sweep(self) -> int:
+        """Remove the drafts that a killed process left, and parts from the first damaged one on.
+
+        Returns how many parts were removed; they are to be computed again.
+        """
         for draft in self.folder.glob(".*.part*"):
             draft.unlink()
+        count = self.count()
+        sound = next((k for k in range(count) if not self._is_sound(k)), count)
+        for stray in self.folder.glob("[0-9]*.arrow"):
+            if int(stray.stem) >= sound:
+                stray.unlink()
+        return count - sound
+
+    def _is_sound(self, number: int) -> bool:
+        try:
+            with pa.OSFile(str(self._path(number))) as file:
+                pa.ipc.open_file(file)
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return True
 
     def discard(self) -> None:
         """Remove the folder."""

@@ -26,7 +26,7 @@ FROM_SCRATCH: dict[str, Callable[[], nn.Module]] = {"cnn": DilatedCNN}
 def load(
     name_or_dir: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
 ) -> NucleotideTransformer:
     """Load a language model in evaluation mode.
@@ -39,18 +39,24 @@ def load(
     name_or_dir:
         A directory with ``config.json`` and weights, or a name of the zoo.
     dtype:
-        Of all weights: torch.float32, torch.bfloat16 or torch.float16.
+        Of all weights: torch.float32, torch.bfloat16 or torch.float16, or its name.
     device:
         Where they go.
 
     Raises
     ------
     InputError
-        For an unknown name (with the nearest known ones) or a damaged or altered directory.
+        For an unknown name (with the nearest known ones), a damaged or altered directory, or
+        another dtype.
     MissingData
         When the weights are published elsewhere and cannot be had.
     """
-    return load_directory(directory(name_or_dir), dtype=dtype, device=device)
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16"):
+        mend = "choose float32, bfloat16 or float16"
+        raise InputError.one("cedilla.load", f"dtype={dtype!r} is no choice", mend)
+    chosen: torch.dtype = getattr(torch, name)
+    return load_directory(directory(name_or_dir), dtype=chosen, device=device)
 
 
 def build(name_or_dir: str | Path) -> nn.Module:

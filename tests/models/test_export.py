@@ -158,3 +158,8 @@ def test_the_embedded_model_with_a_longer_context(tmp_path):
     ids = torch.randint(6, 70, (1, 2400), generator=torch.Generator().manual_seed(0))
     found = outputs_of(session, ids, torch.ones_like(ids))
     assert (found["logits"] - model(ids).logits).abs().max() <= 1e-4
+
+
+def test_another_ending_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"mini.onx: does not end in .onnx"):
+        models_export("mini", out=tmp_path / "mini.onx")

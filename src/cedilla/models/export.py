@@ -80,6 +80,8 @@ def models_export(
     cedilla models export mini --out mini.onnx
     """
     _refuse_without_extra()
+    if out.suffix != ".onnx":
+        raise InputError.one(out, "does not end in .onnx", "name it so that runtimes take it")
     data = out.with_name(f"{out.name}.data")
     for path in (out, data):
         if path.exists():

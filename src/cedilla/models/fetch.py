@@ -136,14 +136,14 @@ def source_of(found: ModelCard, named: str | None, revision: str) -> Source:
             mend = "name a directory, or an address that begins with http:// or https://"
             raise InputError.one(named, "is not a directory", mend)
         return Folder(found, Path(named))
-    reason = ""
+    reason, mend = "", found_by_hand(found)
     if os.environ.get("CEDILLA_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
-        reason = "CEDILLA_OFFLINE is set"
+        reason, mend = "CEDILLA_OFFLINE is set", f"unset it, or {mend}"
     elif importlib.util.find_spec("huggingface_hub") is None:
         reason = "huggingface_hub is not installed"
     if reason:
         what = f"weights are not on this machine, and {reason}"
-        raise MissingData.one(f"model {found.name!r}", what, found_by_hand(found))
+        raise MissingData.one(f"model {found.name!r}", what, mend)
     return Mirror(found, named, revision or "main")
 
 

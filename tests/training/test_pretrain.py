@@ -140,7 +140,11 @@ def test_a_process_killed_at_random_ends_as_the_uninterrupted_one(genome, tmp_pa
     for attempt in range(2):
         again = ["--resume"] if attempt else []
         with subprocess.Popen(
-            [*command, *again], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [*command, *again],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # As many threads as here: sums of another number of parts end in other digits.
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         ) as process:
             before = len(losses_of(out)) if out.exists() else 0
             while process.poll() is None and (

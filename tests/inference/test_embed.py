@@ -442,9 +442,9 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 def test_memory_does_not_grow_with_the_result(
     dna: Callable[..., str], tiny: Path, tmp_path: Path
 ) -> None:
-    """Of 20 MB, of ten times as much, and of as much in long records."""
+    """Of some windows, of four times as much, 230 MB, and of as much in long records."""
     peaks = []
-    for records, length in ((700, 200), (7000, 200), (7, 200_000)):
+    for records, length in ((3000, 200), (12_000, 200), (12, 200_000)):
         text = dna(length, 0)
         path, out = tmp_path / "x.fa", tmp_path / f"{records}.npy"
         path.write_text("".join(f">s{i}\n{text[i % 97 :]}\n" for i in range(records)))
@@ -459,4 +459,4 @@ def test_memory_does_not_grow_with_the_result(
         size = out.stat().st_size
         out.unlink()
     assert size > 150e6
-    assert max(peaks) - peaks[0] < 40, peaks
+    assert max(peaks) - peaks[0] < 60, peaks

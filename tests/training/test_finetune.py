@@ -276,7 +276,10 @@ def test_a_process_killed_at_random_ends_as_the_uninterrupted_one(tables, tiny, 
     words = [f"--{k.replace('_', '-')}={v}" for k, v in flags.items()]
     program = "import sys; from cedilla.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", program, "finetune", *words]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    # As many threads as here: sums of another number of parts end in other digits.
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=env, **quiet) as process:
         while not (out / "checkpoints" / "last").exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(random.Random(time.time_ns() + attempt).uniform(0, 1.5))

@@ -37,14 +37,13 @@ from transformers.models.esm.modeling_esm import EsmModel, EsmSelfAttention
 
 from cedilla.dna.tokenizer import CLS, pad
 from cedilla.files import write_json
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.cards import card
+from cedilla.models.nucleotide_transformer import NucleotideTransformer
 from cedilla.models.packed import PackedModel
 from cedilla.models.speed import MatrixPeak, flops, seconds
 
 RESULTS = ROOT / "benchmarks" / "results" / "inference.json"
-V2_50M = NTConfig(
-    hidden_size=512, num_hidden_layers=12, num_attention_heads=16, intermediate_size=2048
-)
+V2_50M = card("v2-50m").config
 ROUNDS = 7
 BATCHES, SIZE = 3, 8
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

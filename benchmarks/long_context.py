@@ -28,6 +28,7 @@ import cedilla
 from cedilla.dna.alphabet import BASES
 from cedilla.dna.tokenizer import CLS, MASK, Tokenizer
 from cedilla.files import write_json
+from cedilla.models.nucleotide_transformer import MASK_SHARE_IN_TRAINING
 from cedilla.models.packed import PackedModel
 from cedilla.models.rotary import Rescaling
 from cedilla.progress import track
@@ -36,7 +37,6 @@ from cedilla.training.genomes import read_genomes, split, tokens_of
 RESULTS = Path(__file__).parent / "results" / "long_context.json"
 RECIPE = Path(cedilla.__file__).parent / "configs" / "mini.yaml"
 HELD_OUT = 0.02  # as in pre-training
-MASKED = 0.15 * 0.8  # share of tokens that pre-training replaces by <mask>
 TIMES = (1, 2, 4, 8)
 RESAMPLES = 10_000
 TOGETHER = 16  # windows
@@ -55,7 +55,7 @@ def main() -> None:
         return
     tokenizer = Tokenizer.for_model(cedilla.load(args.model))
     ids = windows(tokenizer, max(TIMES) * (args.trained_tokens - 1), args.windows)
-    masked = np.random.default_rng(1).random(ids.shape) < MASKED
+    masked = np.random.default_rng(1).random(ids.shape) < MASK_SHARE_IN_TRAINING
     arms = [(1, "none"), *((n, how) for n in TIMES[1:] for how in get_args(Rescaling))]
     losses = {}
     for times, how in track(arms, "arms"):

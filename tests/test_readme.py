@@ -21,6 +21,7 @@ import cedilla
 from cedilla.cli import VERBS, bind
 from cedilla.config import run
 from cedilla.errors import InputError
+from cedilla.models.cards import card
 from cedilla.report.results import gather
 from cedilla.run_directory import Run
 from cedilla.tasks.published import published
@@ -50,6 +51,9 @@ def check_command(words: list[str]) -> None:
         case ["cedilla", *tokens]:
             verb = next(v for v in VERBS if tokens[: len(v.split())] == v.split())
             bind(verb, tokens=tokens)
+            model = tokens[tokens.index("--model") + 1] if "--model" in tokens else "mini"
+            if "/" not in model:
+                card(model)
         case ["make", target]:
             makefile = (CHECKOUT / "Makefile").read_text()
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"

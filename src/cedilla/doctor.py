@@ -151,14 +151,14 @@ def _speed() -> Iterator[str]:
     import numpy as np
     import torch
 
+    from cedilla.models.cards import card
     from cedilla.models.linear_kernels import gain
-    from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+    from cedilla.models.nucleotide_transformer import NucleotideTransformer
     from cedilla.models.packed import PackedModel, Precision
     from cedilla.models.speed import MatrixPeak, flops, seconds
 
-    config = NTConfig(
-        hidden_size=512, num_hidden_layers=12, num_attention_heads=16, intermediate_size=2048
-    )
+    config = card("v2-50m").config
+    assert config is not None
     model = NucleotideTransformer(config)
     rng = np.random.default_rng(0)
     rows = [rng.integers(6, 4102, n).astype(np.int32) for n in rng.integers(50, 513, 8)]

@@ -49,5 +49,10 @@ def stop_on_errors(problems: Iterable[Problem]) -> None:
         raise InputError(errors)
 
 
+def unmet(where: str, rules: Iterable[tuple[bool, str, str]]) -> list[Problem]:
+    """A problem for each rule (met, what is wrong if it is not, mend) that is not met."""
+    return [Problem(where=where, what=what, mend=mend) for met, what, mend in rules if not met]
+
+
 class MissingData(InputError):  # noqa: N818 - it names what is missing, as NoData would
     """Raised when data is neither in a folder, nor in the cache, nor to be downloaded."""

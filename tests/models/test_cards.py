@@ -109,7 +109,7 @@ def test_short_names_and_names_of_repositories_are_aliases() -> None:
     ("word", "near"),
     [
         ("minni", "did you mean mini"),
-        ("v2-50m", "did you mean nucleotide-transformer-v2-50m or"),
+        ("v2-50", "did you mean nucleotide-transformer-v2-50m or"),
         ("nt-v2-500m", "did you mean nucleotide-transformer-v2-500m or"),
         ("500m-human", "did you mean nucleotide-transformer-500m-human-ref"),
         ("InstaDeepAI/nucleotide-transformer-2.5b", "did you mean nucleotide-transformer-2.5b or"),
@@ -120,3 +120,11 @@ def test_an_unknown_name_gets_the_nearest(word: str, near: str) -> None:
     with pytest.raises(InputError, match="is neither in the zoo nor a directory") as caught:
         card(word)
     assert near in str(caught.value)
+
+
+def test_short_names_are_known_too():
+    whole = "nucleotide-transformer-v2-50m-multi-species"
+    for short in ("v2-50m", "v2-50m-multi-species", f"InstaDeepAI/{whole}"):
+        assert card(short).name == whole
+    assert card("500m-human-ref").name == "nucleotide-transformer-500m-human-ref"
+    assert card("v2-50m-3mer").config.k == 3

@@ -17,7 +17,7 @@ import torch
 from cedilla.dna.inputs import open_input
 from cedilla.dna.records import Findings, Record, Source
 from cedilla.dna.tokenizer import Tokenizer
-from cedilla.errors import InputError, Problem, stop_on_errors
+from cedilla.errors import InputError, Problem, stop_on_errors, unmet
 from cedilla.inference.estimate import estimate, refuse_full_disk
 from cedilla.inference.layout import Layout, matrix
 from cedilla.inference.parts import Parts, differences, refuse_changes
@@ -34,7 +34,6 @@ from cedilla.models.zoo import directory, load
 from cedilla.progress import console, progress_bar, track
 from cedilla.version import __version__
 
-# Enough for many cores; a row a token or a base is much to hold of so many.
 # Where each token or base has a row, rows and not the model take the memory.
 POSITIONS_SHARE = 4
 BATCHES_PER_WINDOW = 2  # a kill costs what was done of one window
@@ -101,8 +100,8 @@ def embed(
     device:
         Such as cpu or cuda; the first GPU if there is one.
     batch_tokens:
-        Tokens per batch, about: by default 16,384 on a CPU, 65,536 on a GPU, and 4,096 where each
-        token or base has a row. Lower it where memory is short.
+        Tokens per batch, about: by default 65,536 on a GPU, 16,384 on a CPU or more where it has
+        many cores; a quarter where each token or base has a row. Lower it where memory is short.
     resume:
         Go on with an interrupted computation; the result is the same to the byte.
     dry_run:
@@ -202,11 +201,7 @@ def _check(out: Path, parts: Parts, settings: Mapping[str, Any]) -> None:
             "pass --resume, or delete them",
         ),
     ]
-    problems = [
-        Problem(where="cedilla embed", what=what, mend=mend)
-        for good, what, mend in rules
-        if not good
-    ]
+    problems = unmet("cedilla embed", rules)
     for check in (
         partial(_check_beside, out, begun=begun),
         partial(device_named, settings["device"]),

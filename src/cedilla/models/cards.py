@@ -24,6 +24,7 @@ from cedilla.models.nucleotide_transformer import NTConfig
 
 APACHE, CC_BY_NC_SA = "Apache-2.0", "CC BY-NC-SA 4.0"
 PUBLISHER = "InstaDeepAI"
+FAMILY, DATA = "nucleotide-transformer-", "-multi-species"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +100,7 @@ def _published(
     files: Mapping[str, tuple[int, str]] | None = None,
     note: str = "",
 ) -> ModelCard:
-    name = f"nucleotide-transformer-{name}"
+    name = f"{FAMILY}{name}"
     return ModelCard(
         name=name,
         summary=f"NT v{config.version}, {data}",
@@ -235,9 +236,15 @@ _CARDS = [
     ),
 ]
 CARDS = {card.name: card for card in _CARDS}
+# A published name may go without the family's and without the data that most have in common.
 ALIASES = {
-    name.removesuffix("-multi-species"): name for name in CARDS if name.endswith("-multi-species")
-} | {card.repository: card.name for card in _CARDS if card.repository}
+    alias: card.name
+    for card in _CARDS
+    if card.repository
+    for whole in (card.name, card.name.removesuffix(DATA))
+    for alias in (card.repository, whole, whole.removeprefix(FAMILY))
+    if alias != card.name
+}
 
 
 def card(name: str) -> ModelCard:
@@ -252,9 +259,10 @@ def card(name: str) -> ModelCard:
 
 def _nearest(word: str) -> list[str]:
     """Up to three known names like `word`; what all published names begin with does not count."""
-    short = {_short(name): name for name in [*CARDS, *ALIASES] if not name.startswith(PUBLISHER)}
+    whole = [name for name in ALIASES if name.startswith(FAMILY)]
+    short = {_short(name): name for name in [*CARDS, *whole]}
     return [short[s] for s in difflib.get_close_matches(_short(word), short, n=3, cutoff=0.4)]
 
 
 def _short(name: str) -> str:
-    return name.removeprefix(f"{PUBLISHER}/").removeprefix("nucleotide-transformer-")
+    return name.removeprefix(f"{PUBLISHER}/").removeprefix(FAMILY)

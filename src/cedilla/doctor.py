@@ -154,7 +154,8 @@ def _speed() -> Iterator[str]:
     from cedilla.models.cards import card
     from cedilla.models.linear_kernels import gain
     from cedilla.models.nucleotide_transformer import NucleotideTransformer
-    from cedilla.models.packed import PackedModel, Precision
+    from cedilla.models.packed import PackedModel
+    from cedilla.models.predictor import Precision
     from cedilla.models.speed import MatrixPeak, flops, seconds
 
     config = card("v2-50m").config

@@ -21,8 +21,8 @@ from cedilla.dna import alphabet
 from cedilla.errors import Problem, stop_on_errors
 
 if TYPE_CHECKING:
-    from cedilla.models.nucleotide_transformer import NTConfig
-    from cedilla.models.packed import PackedModel
+    from cedilla.models.families import Config
+    from cedilla.models.predictor import Predictor
 
 ORDER = "ATCG"  # the order in which the family numbers its bases, and so its k-mers
 SPECIAL = {
@@ -71,9 +71,9 @@ class Tokenizer:
         self._special_byte = {t.encode(): bytes([_SPECIAL + i]) for i, t in enumerate(self.special)}
 
     @classmethod
-    def for_model(cls, model: torch.nn.Module | PackedModel) -> Tokenizer:
+    def for_model(cls, model: torch.nn.Module | Predictor) -> Tokenizer:
         """The tokenizer that `model` was trained with, read from its configuration."""
-        config: NTConfig = model.config  # type: ignore[assignment]
+        config: Config = model.config  # type: ignore[assignment]
         return cls(config.k, version=config.version, max_tokens=config.max_tokens)
 
     def _ids_of_bytes(self) -> np.ndarray:

@@ -26,9 +26,9 @@ from cedilla.inference.stores import Store, facts_in, store_of
 from cedilla.inference.survey import Reading, Survey, survey
 from cedilla.inference.tiles import Strands, Tile, Tiling, cut
 from cedilla.inference.windows import Reader, windows, work
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
-from cedilla.models.packed import PackedModel, Precision, device_named
-from cedilla.models.packed import batch_tokens as batch_tokens_of
+from cedilla.models.families import Config, LanguageModel, prepare
+from cedilla.models.predictor import Precision, device_named
+from cedilla.models.predictor import batch_tokens as batch_tokens_of
 from cedilla.models.weights import read_config
 from cedilla.models.zoo import directory, load
 from cedilla.progress import console, progress_bar, track
@@ -237,10 +237,10 @@ def _defaults(
 
 
 def _plan(
-    config: NTConfig, layers: Sequence[int], overlap: int | None, strands: Strands
+    config: Config, layers: Sequence[int], overlap: int | None, strands: Strands
 ) -> tuple[tuple[int, ...], Tiling]:
     """The layers, counted from 0, and how sequences are cut for a model."""
-    where, states = "cedilla embed", config.num_hidden_layers + 1
+    where, states = "cedilla embed", config.last_layer + 1
     capacity = config.max_tokens - 1
     shared = capacity // 10 if overlap is None else overlap // config.k
     chosen = tuple(layer % states for layer in layers)
@@ -284,7 +284,7 @@ def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _digest(network: NucleotideTransformer) -> str:
+def _digest(network: LanguageModel) -> str:
     """SHA-256 of a model's configuration and weights."""
     total = hashlib.sha256(repr(sorted(asdict(network.config).items())).encode())
     for name, tensor in sorted(network.state_dict().items()):
@@ -300,17 +300,15 @@ def _facts_of(out: Path, parts: Parts) -> dict[str, Any]:
     return parts.facts if parts.exists() else {}
 
 
-def _reader(
-    network: NucleotideTransformer, settings: Mapping[str, Any], path: str | None
-) -> Reader:
+def _reader(network: LanguageModel, settings: Mapping[str, Any], path: str | None) -> Reader:
     """What reads tiles, by a given path, or by the fastest; `network` is used up."""
     tokenizer = Tokenizer.for_model(network)
     pool = pooler(
         settings["pooling"], tokenizer, skip_n=settings["skip_n"], strands=settings["strands"]
     )
     precision, device = settings["precision"], settings["device"]
-    packed = PackedModel(network, precision=precision, device=device, path=path, release=True)
-    return Reader(packed, tokenizer, settings["layers"], pool, settings["batch_tokens"])
+    predictor = prepare(network, precision=precision, device=device, path=path, release=True)
+    return Reader(predictor, tokenizer, settings["layers"], pool, settings["batch_tokens"])
 
 
 def _begin(parts: Parts, facts: dict[str, Any], path: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from cedilla.dna import alphabet
 from cedilla.dna.tokenizer import MASK, ORDER, Tokenizer
 from cedilla.errors import InputError
-from cedilla.models.packed import PackedModel
+from cedilla.models.predictor import Predictor
 
 BASES = "ACGT"
 _ACGT = [ORDER.index(base) for base in BASES]  # from the tokenizer's order to ours
@@ -131,7 +131,7 @@ class PseudoLikelihood:
 
 
 def pseudo_log_likelihood(
-    model: PackedModel,
+    model: Predictor,
     rows: Sequence[np.ndarray],
     *,
     batch_tokens: int = 4096,
@@ -216,7 +216,7 @@ def batches(
 
 
 def masked_logits(
-    model: PackedModel, rows: Sequence[np.ndarray], batch: Sequence[Masking]
+    model: Predictor, rows: Sequence[np.ndarray], batch: Sequence[Masking]
 ) -> list[Tensor]:
     """Logits (n_i, V) at the masked tokens of each of `batch`.
 

@@ -47,14 +47,16 @@ from cedilla.inference.masks import (
     read_positions,
     refuse,
 )
-from cedilla.models.packed import PackedModel, Precision, device_named
-from cedilla.models.packed import batch_tokens as batch_tokens_of
+from cedilla.models.families import prepare
+from cedilla.models.predictor import Precision, Predictor, device_named
+from cedilla.models.predictor import batch_tokens as batch_tokens_of
 from cedilla.models.zoo import load
 from cedilla.progress import console, progress_bar
 
 Per = Literal["kmer", "base", "sequence", "token"]
 # Tables by what has a row in them, the default first; made when they are asked for.
 Tables = dict[Per, Callable[[], pd.DataFrame]]
+LISTED = 5  # k-mers of a mask, where --top does not say
 PRINTED = 40  # rows of a table on the terminal
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
@@ -70,7 +72,7 @@ def predict_mask(
     model: str = "mini",
     score: bool = False,
     per: Per | None = None,
-    top: int = 5,
+    top: int | None = None,
     position: tuple[str, ...] = (),
     strands: Literal["forward", "both"] = "forward",
     stride: int | None = None,
@@ -103,7 +105,7 @@ def predict_mask(
         What has a row: kmer (the default) or base; with `score` sequence (the default), token or
         base.
     top:
-        How many k-mers to list of each mask.
+        How many k-mers to list of each mask; by default 5, or all 4 of a model over single bases.
     position:
         Bases to mask, from 1, such as 12,40, in every sequence; or the table's column that has
         them. The whole k-mer around each is masked.
@@ -146,12 +148,14 @@ def predict_mask(
     where = device_named(device)
     network = load(model)
     tokenizer = Tokenizer.for_model(network)
-    if top > 4**tokenizer.k:
-        mend = f"the model has {4**tokenizer.k:,} k-mers"
+    kmers = 4**tokenizer.k
+    if top is not None and top > kmers:
+        mend = f"the model has {kmers:,} k-mers"
         raise InputError.one("cedilla predict-mask", f"--top {top} is impossible", mend)
+    listed = min(LISTED, kmers) if top is None else top
     texts = _read(input, genome=genome, sequence=sequence, id=id)
     texts = _with_masks(texts, input, position, tokenizer.k, score=score)
-    packed = PackedModel(network, precision=precision, device=where)
+    predictor = prepare(network, precision=precision, device=where)
     job = _Job(
         texts=texts,
         rows=_tokenized(texts, [text.text for text in texts], tokenizer),
@@ -159,7 +163,7 @@ def predict_mask(
         if strands == "forward"
         else _tokenized(texts, [text.other_strand() for text in texts], tokenizer),
         tokenizer=tokenizer,
-        model=packed,
+        model=predictor,
         batch_tokens=batch_tokens or batch_tokens_of(where),
     )
     _say_notes(texts, score=score)
@@ -170,7 +174,7 @@ def predict_mask(
     with progress_bar(unit="tokens", transient=True) as bar:
         task = bar.add_task("predicting", total=job.work(wanted))
         advance = partial(bar.advance, task)
-        tables = _scores(job, stride, advance) if score else _predictions(job, top, advance)
+        tables = _scores(job, stride, advance) if score else _predictions(job, listed, advance)
     frame = tables[next(iter(tables)) if per is None else per]()
     if out is not None:
         _write(frame, Path(out))
@@ -193,7 +197,7 @@ def _check(settings: Mapping[str, Any]) -> None:
             f"--per {per} does not go {'with' if score else 'without'} --score",
             f"take {' or '.join(allowed)}",
         ),
-        (top >= 1, f"--top {top} is impossible", "1 at least"),
+        (top is None or top >= 1, f"--top {top} is impossible", "1 at least"),
         (
             not (score and settings["position"]),
             "--score and --position exclude each other",
@@ -260,7 +264,7 @@ class _Job:
     rows: list[np.ndarray]
     reverse: list[np.ndarray] | None
     tokenizer: Tokenizer
-    model: PackedModel
+    model: Predictor
     batch_tokens: int
 
     def work(self, wanted: Sequence[Masking]) -> int:

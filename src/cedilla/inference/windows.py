@@ -8,7 +8,7 @@ from typing import Any
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.inference.pooling import Pooler, Rows
 from cedilla.inference.tiles import Tile
-from cedilla.models.packed import PackedModel
+from cedilla.models.predictor import Predictor
 
 
 def windows(tiles: Iterable[Tile], tokens: int) -> Iterator[list[Tile]]:
@@ -55,7 +55,7 @@ class Reader:
 
     def __init__(
         self,
-        model: PackedModel,
+        model: Predictor,
         tokenizer: Tokenizer,
         layers: Sequence[int],
         pooler: Pooler,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cedilla.models.fusion import LocusFusion
-from cedilla.models.heads import ClassificationHead, Pooling, pool
+from cedilla.models.heads import ClassificationHead, Pooling, pool, width
 
 
 class SequenceClassifier(nn.Module):
@@ -19,6 +21,8 @@ class SequenceClassifier(nn.Module):
         Number of classes.
     features:
         Number of locus features; 0 builds no fusion.
+    pooling:
+        By default mean and maximum for models over single bases, the mean for k-mers.
     """
 
     def __init__(
@@ -27,16 +31,20 @@ class SequenceClassifier(nn.Module):
         outputs: int,
         *,
         features: int = 0,
-        pooling: Pooling = "mean",
+        pooling: Pooling | None = None,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        hidden_size: int = encoder.config.hidden_size  # type: ignore[union-attr, assignment]
+        config: Any = encoder.config
         self.encoder = encoder
-        self.pooling: Pooling = pooling
+        # A motif shows at single bases, where it stands; a k-mer model has mixed them already.
+        self.pooling: Pooling = pooling or ("mean_max" if config.k == 1 else "mean")
         # The head is drawn first, so that it starts alike with and without a fusion.
-        self.head = ClassificationHead(hidden_size, outputs, dropout=dropout)
-        self.fusion = LocusFusion(features, hidden_size) if features else None
+        self.head = ClassificationHead(
+            config.hidden_size, outputs, pooling=self.pooling, dropout=dropout
+        )
+        pooled = width(self.pooling, config.hidden_size)
+        self.fusion = LocusFusion(features, pooled) if features else None
 
     def forward(self, ids: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
         hidden = self.encoder.encode(ids, mask)  # type: ignore[operator]

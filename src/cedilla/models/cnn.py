@@ -8,11 +8,13 @@ LayerNorm before each convolution, so that pads change nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cedilla.dna.tokenizer import PAD, SPECIAL
+from cedilla.models.convolution import convolve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +55,9 @@ class DilatedCNN(nn.Module):
     def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last hidden state (B, L, D); pads are zero before every convolution."""
         mask = ids != PAD if mask is None else mask
-        real = mask.unsqueeze(1)
-        x = self.stem(self.embeddings(ids).transpose(1, 2) * real)  # (B, D, L)
+        real = mask.unsqueeze(-1)
+        x = convolve(self.stem, self.embeddings(ids) * real)
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            h = F.gelu(norm(x.transpose(1, 2))).transpose(1, 2)
-            x = x + convolution(h * real)
-        hidden: Tensor = self.last_norm(x.transpose(1, 2))
+            x = x + convolve(cast(nn.Conv1d, convolution), F.gelu(norm(x)) * real)
+        hidden: Tensor = self.last_norm(x)
         return hidden

@@ -15,6 +15,7 @@ from torch import Tensor
 from cedilla.errors import InputError
 from cedilla.files import write_json, write_text
 from cedilla.models.cards import ALIASES, CARDS, ModelCard
+from cedilla.models.families import Config, family_of
 from cedilla.models.hugging_face import CODE, dead_weights, settings, tokenizer_files
 from cedilla.models.lock import read_lock, refuse_altered
 from cedilla.models.nucleotide_transformer import NTConfig
@@ -87,9 +88,8 @@ def models_convert(
             raise InputError.one(out / name, "is there already", "choose another --out")
     refuse_altered(path)
     config = read_config(path / "config.json")
-    if to == "hf" and config.rope_scaling:
-        what = "has rescaled rotary positions, which the published code does not know"
-        raise InputError.one(path / "config.json", what, "use it in Cedilla")
+    if to == "hf":
+        _refuse_without_counterpart(config, path / "config.json")
     asked: torch.dtype | None = getattr(torch, dtype) if dtype else None
     plan = _plan(config, read_headers(path, config, dead=True), to, asked)
     if dry_run:
@@ -110,6 +110,16 @@ def models_convert(
     return out
 
 
+def _refuse_without_counterpart(config: Config, path: Path) -> None:
+    what = ""
+    if not isinstance(config, NTConfig):
+        what = f"is a {family_of(config).title}, which no code in Hugging Face's layout can read"
+    elif config.rope_scaling:
+        what = "has rescaled rotary positions, which the published code does not know"
+    if what:
+        raise InputError.one(path, what, "use it in Cedilla, or `cedilla models export` it")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
     """Which weights are written, from where, and in which type.
@@ -118,7 +128,7 @@ class _Plan:
     dtypes, sizes: type and bytes of everything that is written, in order.
     """
 
-    config: NTConfig
+    config: Config
     to: Layout
     stored: dict[str, Stored]
     made: dict[str, Tensor]
@@ -152,9 +162,9 @@ class _Plan:
 
 
 def _plan(
-    config: NTConfig, stored: Mapping[str, Stored], to: Layout, asked: torch.dtype | None
+    config: Config, stored: Mapping[str, Stored], to: Layout, asked: torch.dtype | None
 ) -> _Plan:
-    usual = dead_weights(config)
+    usual = dead_weights(config) if isinstance(config, NTConfig) else {}
     # What `--to hf` writes anyway is not carried along.
     there = {name: stored[name] for name in usual.keys() & stored.keys()}
     redundant = {name for name, w in tensors(there) if torch.equal(w, usual[name].to(w.dtype))}
@@ -173,13 +183,15 @@ def _plan(
 def _write_texts(plan: _Plan, out: Path, title: str, found: ModelCard | None) -> None:
     """The configuration last: until it is there, the directory is no model."""
     write_text(out / "README.md", _readme(plan, title, found))
-    if plan.to == "hf":
-        for name, text in tokenizer_files(plan.config).items():
+    config = plan.config
+    if plan.to == "hf" and isinstance(config, NTConfig):
+        for name, text in tokenizer_files(config).items():
             write_text(out / name, text)
-        write_json(out / "config.json", settings(plan.config, plan.dtype))
-    else:
-        usual = plan.config.gated == plan.config.rotary
-        write_config(out, replace(plan.config, add_bias_fnn=None) if usual else plan.config)
+        write_json(out / "config.json", settings(config, plan.dtype))
+        return
+    if isinstance(config, NTConfig) and config.gated == config.rotary:
+        config = replace(config, add_bias_fnn=None)  # as the family has it
+    write_config(out, config)
 
 
 def _readme(plan: _Plan, title: str, found: ModelCard | None) -> str:
@@ -194,15 +206,32 @@ def _readme(plan: _Plan, title: str, found: ModelCard | None) -> str:
             *(["---", *head, "---", ""] if head else []),
             f"# {title}",
             "",
-            f"A Nucleotide Transformer v{config.version} of {config.num_hidden_layers} layers of "
-            f"width {config.hidden_size},",
-            f"over {config.k}-mers, stored in {stored}, {rights}.",
+            *_described(config),
+            f"stored in {stored}, {rights}.",
             f"Converted by Cedilla {__version__}{f' from {origin}' if origin else ''}.",
             "",
-            *(_hugging_face_use(config) if plan.to == "hf" else CEDILLA_USE),
+            *(
+                _hugging_face_use(config)
+                if plan.to == "hf" and isinstance(config, NTConfig)
+                else CEDILLA_USE
+            ),
             "",
         ]
     )
+
+
+def _described(config: Config) -> list[str]:
+    if isinstance(config, NTConfig):
+        return [
+            f"A Nucleotide Transformer v{config.version} of {config.num_hidden_layers} layers of "
+            f"width {config.hidden_size},",
+            f"over {config.k}-mers,",
+        ]
+    return [
+        f"A hybrid of convolutions and {config.num_hidden_layers} Transformer layers of width "
+        f"{config.block_size},",
+        "over single bases,",
+    ]
 
 
 CEDILLA_USE = ["```python", "import cedilla", 'model = cedilla.load("this directory")', "```"]

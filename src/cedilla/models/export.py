@@ -19,7 +19,8 @@ from cedilla.dna.tokenizer import CLS, MASK, Tokenizer, pad
 from cedilla.errors import InputError
 from cedilla.files import whole_file
 from cedilla.models.cards import ALIASES, CARDS
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.families import Config, LanguageModel
+from cedilla.models.hybrid import HybridConfig
 from cedilla.models.zoo import directory, load
 from cedilla.progress import console
 from cedilla.version import __version__
@@ -120,7 +121,7 @@ def _estimate(size: int) -> str:
 class _Outputs(nn.Module):
     """A model with the inputs and outputs of the file."""
 
-    def __init__(self, model: NucleotideTransformer, *, hidden_states: bool) -> None:
+    def __init__(self, model: LanguageModel, *, hidden_states: bool) -> None:
         super().__init__()
         self.model = model
         self.hidden_states = hidden_states
@@ -136,10 +137,10 @@ class _Outputs(nn.Module):
         return (out.logits, out.hidden) + ((torch.stack(states),) if states else ())
 
 
-def _graph(model: NucleotideTransformer, *, hidden_states: bool) -> onnx_ir.Model:
+def _graph(model: LanguageModel, *, hidden_states: bool) -> onnx_ir.Model:
     outputs = _Outputs(model, hidden_states=hidden_states).eval()
     batch = torch.export.Dim("batch")
-    length = torch.export.Dim("length", max=model.config.max_tokens)
+    length = torch.export.Dim("length", min=_shortest(model.config), max=model.config.max_tokens)
     ids, mask = _samples(model.config)[-1]
     with _quiet():
         program = torch.onnx.export(
@@ -155,7 +156,7 @@ def _graph(model: NucleotideTransformer, *, hidden_states: bool) -> onnx_ir.Mode
     return program.model
 
 
-def _metadata(source: str, config: NTConfig) -> dict[str, str]:
+def _metadata(source: str, config: Config) -> dict[str, str]:
     """What a user of the file must know, as text."""
     name = ALIASES.get(source, source)
     known = name in CARDS and not (Path(source) / "config.json").exists()
@@ -180,9 +181,7 @@ def _save(graph: onnx_ir.Model, path: Path, external: str | None) -> None:
 
 
 @torch.no_grad()
-def _differences(
-    model: NucleotideTransformer, path: Path, *, hidden_states: bool
-) -> dict[str, float]:
+def _differences(model: LanguageModel, path: Path, *, hidden_states: bool) -> dict[str, float]:
     """The largest absolute difference of each output, over samples of several shapes."""
     import onnxruntime
 
@@ -199,19 +198,31 @@ def _differences(
     return found
 
 
-def _samples(config: NTConfig) -> list[tuple[Tensor, Tensor]]:
+def _samples(config: Config) -> list[tuple[Tensor, Tensor]]:
     """ids and mask of batches of one and many, short and long, with pads and ``<mask>``."""
     rng = np.random.default_rng(0)
     longest = config.max_tokens
     first = len(Tokenizer(config.k, version=config.version).special)
     batches = []
-    for lengths in ([1], [2], [7], [min(longest, 400)], [min(longest, n) for n in (9, 1, 33, 20)]):
+    one = _shortest(config)
+    for lengths in (
+        [one],
+        [2],
+        [7],
+        [min(longest, 400)],
+        [min(longest, n) for n in (9, one, 33, 20)],
+    ):
         rows = [rng.integers(first, config.vocab_size, n, dtype=np.int32) for n in lengths]
         for row in rows:
             row[rng.random(len(row)) < 0.15] = MASK
             row[0] = CLS
         batches.append(pad(rows))
     return batches
+
+
+def _shortest(config: Config) -> int:
+    """Tokens of the shortest input: a hybrid's ``<cls>`` is the mean over one base at least."""
+    return 2 if isinstance(config, HybridConfig) else 1
 
 
 def _refuse_difference(out: Path, differences: dict[str, float]) -> None:

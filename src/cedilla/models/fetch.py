@@ -15,8 +15,8 @@ from pathlib import Path
 from cedilla.errors import InputError, MissingData, Problem, stop_on_errors
 from cedilla.files import cache_dir, sha256
 from cedilla.models.cards import ModelCard, card
+from cedilla.models.families import Config
 from cedilla.models.lock import altered, read_lock, write_lock
-from cedilla.models.nucleotide_transformer import NTConfig
 from cedilla.models.shards import main_file, weight_files
 from cedilla.models.sources import CONFIG, Folder, Mirror, Offer, Source
 from cedilla.models.weights import read_config, read_headers
@@ -241,15 +241,16 @@ def _is_complete(found: ModelCard, out: Path, revision: str | None) -> bool:
     return _wanted(found, out, revision) == lock.revision and not altered(out, lock, thorough=True)
 
 
-def _other_shape(found: ModelCard, config: NTConfig, path: Path) -> list[Problem]:
+def _other_shape(found: ModelCard, config: Config, path: Path) -> list[Problem]:
+    pairs = {key: (getattr(config, key, "absent"), getattr(found.config, key)) for key in SHAPE}
     return [
         Problem(
             where=str(path),
-            what=f"{key} is {getattr(config, key)}; {found.name} has {getattr(found.config, key)}",
+            what=f"{key} is {here}; {found.name} has {published}",
             mend="these are the files of another model",
         )
-        for key in SHAPE
-        if getattr(config, key) != getattr(found.config, key)
+        for key, (here, published) in pairs.items()
+        if here != published
     ]
 
 

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cedilla.dna.tokenizer import MASK, PAD, SPECIAL
 from cedilla.models.rotary import Angles, Rescaling, RopeScaling, rotary_angles
+from cedilla.models.training_attention import attend
 
 MASK_SHARE_IN_TRAINING = 0.15 * 0.8
 # What Hugging Face configurations hold beside the architecture.
@@ -120,6 +121,11 @@ class NTConfig:
     def max_tokens(self) -> int:
         """The longest input, ``<cls>`` included: the position table keeps two rows for padding."""
         return self.max_position_embeddings - 2
+
+    @property
+    def last_layer(self) -> int:
+        """The number of the last hidden state; 0 is the embedding output."""
+        return self.num_hidden_layers
 
     def _vocabulary(self) -> tuple[int, int]:
         for version, special in SPECIAL.items():
@@ -357,14 +363,17 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         B, L, D = x.size()
         h = self.LayerNorm(x)
-        q, k, v = (
-            projection(h).view(B, L, self.heads, D // self.heads).transpose(1, 2)
-            for projection in self.self.values()
-        )  # each (B, H, L, head size)
-        if rotary is not None:
+        if torch.is_autocast_enabled(h.device.type):  # once for all three, forward and backward
+            h = h.to(torch.get_autocast_dtype(h.device.type))
+        projected = [projection(h) for projection in self.self.values()]  # each (B, L, D)
+        training_on_cpu = self.training and projected[0].requires_grad and x.device.type == "cpu"
+        if training_on_cpu and not (want_weights or torch.compiler.is_compiling()):
+            y = attend(*projected, self.heads, rotary, keys)
+            return self.output["dense"](y), None
+        q, k, v = (y.view(B, L, self.heads, D // self.heads).transpose(1, 2) for y in projected)
+        if rotary is not None:  # on (B, H, L, head size)
             q, k = _rotate(q, *rotary), _rotate(k, *rotary)
         # On a CPU the backward pass of the fused kernel is several times slower than its parts.
-        training_on_cpu = self.training and q.requires_grad and q.device.type == "cpu"
         if want_weights or training_on_cpu:
             weights = _attention_weights(q, k, keys)
             y = weights.to(v.dtype) @ v

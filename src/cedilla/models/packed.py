@@ -1,26 +1,21 @@
-"""Inference without a single pad: sequences of unequal length laid end to end.
+"""Inference of a Nucleotide Transformer without a single pad: sequences laid end to end.
 
-On a CPU the sequences are dealt into tiles of some hundred tokens and equal cost, and each core
-takes one tile at a time through all blocks: its activations stay in the cache, and no core waits
-for another between two operations. On a GPU all sequences are one tile.
+On a CPU they are dealt into tiles of some hundred tokens and equal cost; on a GPU all sequences are
+one tile.
 """
 
 from __future__ import annotations
 
-import copy
 import heapq
 import math
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cedilla.errors import InputError
 from cedilla.models.linear_kernels import LinearKernels, fastest, usable
 from cedilla.models.nucleotide_transformer import (
     MASK_SHARE_IN_TRAINING,
@@ -29,13 +24,19 @@ from cedilla.models.nucleotide_transformer import (
     NucleotideTransformer,
 )
 from cedilla.models.packed_block import PackedBlock, Packing
+from cedilla.models.predictor import (
+    TILE_TOKENS,
+    Precision,
+    Predictor,
+    chosen_dtype,
+    device_named,
+    impossible_path,
+    placed,
+)
 from cedilla.models.rotary import rotary_angles
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-TILE_TOKENS = 640
 
-
-class PackedModel:
+class PackedModel(Predictor):
     """A Nucleotide Transformer for inference, on the fastest path that this machine has.
 
     Parameters
@@ -69,8 +70,7 @@ class PackedModel:
         path: str | None = None,
         release: bool = False,
     ) -> None:
-        self.config = model.config
-        self.device = device_named(device)
+        super().__init__(model.config, device_named(device))
         if path is None:
             self.dtype = chosen_dtype(precision, self.device)
             self.kernels = fastest(self.dtype, self.device)
@@ -85,102 +85,27 @@ class PackedModel:
             self._blocks.append(packed)
             if release:
                 block.to("meta")
-        self._embeddings = _placed(model.esm.embeddings, self.device)
-        self._norm = _placed(model.esm.encoder["emb_layer_norm_after"], self.device)
-        self._head = _placed(model.lm_head, self.device)
+        self._embeddings = placed(model.esm.embeddings, self.device)
+        self._norm = placed(model.esm.encoder["emb_layer_norm_after"], self.device)
+        self._head = placed(model.lm_head, self.device)
         self._angles = self._rotary_table(self.config.max_tokens)
-        self._workers: ThreadPoolExecutor | None = None
-        self._worker_count = 0
 
-    def hidden(self, rows: Sequence[np.ndarray], layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Hidden states of each row of token ids (L_i,): (len(layers), L_i, D) float32 on the CPU.
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)
+        return logits
 
-        Layer 0 is the embedding output, layer i follows block i, the last one (-1) is after the
-        final LayerNorm. Blocks behind the last layer asked for are not run.
-
-        Raises
-        ------
-        ValueError
-            For an empty row or one longer than the model takes, or a layer that it does not have.
-        """
-        wanted = self._layer_numbers(layers)
-
-        def run(tile: Sequence[int]) -> list[Tensor]:
-            states, lengths = self._states([rows[i] for i in tile], wanted)
-            return list(states.cpu().split(lengths, dim=1))
-
-        return self._each_tile(rows, run)
-
-    def logits(
-        self, rows: Sequence[np.ndarray], at: Sequence[np.ndarray] | None = None
-    ) -> list[Tensor]:
-        """Logits (n_i, V) float32 on the CPU at positions `at[i]` (n_i,) of each row; all if None.
-
-        Position 0 is ``<cls>``. Raises ValueError for a row longer than the model takes.
-        """
-        places = [np.arange(len(row)) for row in rows] if at is None else at
-
-        def run(tile: Sequence[int]) -> list[Tensor]:
-            states, lengths = self._states([rows[i] for i in tile], [self.config.num_hidden_layers])
-            starts = accumulate(lengths, initial=0)
-            picked = [np.asarray(places[i]) + start for i, start in zip(tile, starts, strict=False)]
-            chosen = torch.from_numpy(np.concatenate(picked)).to(self.device)
-            logits: Tensor = self._head(states[0, chosen]).cpu()
-            return list(logits.split([len(part) for part in picked]))
-
-        return self._each_tile(rows, run)
-
-    def _layer_numbers(self, layers: Sequence[int]) -> list[int]:
-        n = self.config.num_hidden_layers
-        for layer in layers:
-            if not -n - 1 <= layer <= n:
-                raise ValueError(f"there is no layer {layer}; the model has 0 to {n}")
-        return [layer % (n + 1) for layer in layers]
-
-    def _each_tile(
-        self, rows: Sequence[np.ndarray], run: Callable[[Sequence[int]], list[Tensor]]
-    ) -> list[Tensor]:
-        """What `run` gives for each row, in the order of `rows`."""
-        if not all(map(len, rows)):
-            raise ValueError("a row without tokens; it has <cls> at least")
-        longest = max(map(len, rows), default=0)
-        if longest > self.config.max_tokens:
-            raise ValueError(f"{longest} tokens; the model takes {self.config.max_tokens}")
-        threads = torch.get_num_threads()
+    def _tiles(self, lengths: Sequence[int], threads: int) -> list[list[int]]:
         if self.device.type != "cpu":
-            tiles = [list(range(len(rows)))] if len(rows) else []
-        else:
-            tiles = _tiles([len(row) for row in rows], self.config, threads)
-        results: list[Tensor] = [torch.empty(0)] * len(rows)
-        # Too few tiles to go round: all cores work on each tile.
-        calls = map if len(tiles) < threads or threads == 1 else self._pool(threads).map
-        for tile, parts in zip(tiles, calls(torch.no_grad()(run), tiles), strict=True):
-            for i, part in zip(tile, parts, strict=True):
-                results[i] = part
-        return results
-
-    def _pool(self, threads: int) -> ThreadPoolExecutor:
-        """As many workers as threads, each of which computes on one."""
-        if self._workers is None or self._worker_count != threads:
-            started = threading.Barrier(threads)
-
-            def alone() -> None:
-                # A thread's first look at the number takes over the one last set anywhere, so it
-                # must come before the number is set, and not with the first operation.
-                torch.get_num_threads()
-                torch.set_num_threads(1)
-                started.wait()
-
-            self._workers = ThreadPoolExecutor(threads, initializer=alone)
-            self._worker_count = threads
-            list(self._workers.map(lambda _: None, range(threads)))
-            torch.set_num_threads(threads)
-        return self._workers
+            return [list(range(len(lengths)))]
+        return _tiles(lengths, self.config, threads)
 
     def _states(
         self, rows: Sequence[np.ndarray], wanted: Sequence[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Layers `wanted` (len(wanted), T, D) of rows laid end to end, and the rows' lengths."""
+    ) -> tuple[Tensor, Sequence[int]]:
+        """Layers `wanted` (len(wanted), T, D) of rows laid end to end, and where each begins.
+
+        Blocks behind the last layer that is wanted are not run.
+        """
         lengths = [len(row) for row in rows]
         starts = list(accumulate(lengths, initial=0))
         positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
@@ -190,14 +115,14 @@ class PackedModel:
         packing = Packing(starts, angles, offsets)
         x = self._embed(rows, positions, offsets)
         states = x.new_empty(len(wanted), *x.shape)
-        last = self.config.num_hidden_layers
+        last = self.config.last_layer
         for layer in range(max(wanted) + 1):
             if layer:
                 x = self._blocks[layer - 1](x, packing)
             for k, number in enumerate(wanted):
                 if number == layer:
                     states[k] = self._norm(x) if layer == last else x
-        return states, lengths
+        return states, starts[:-1]
 
     def _embed(self, rows: Sequence[np.ndarray], positions: Tensor, offsets: Tensor) -> Tensor:
         """The embedding output (T, D) float32."""
@@ -224,54 +149,13 @@ class PackedModel:
         return torch.complex(cos[:, None, : size // 2], sin[:, None, : size // 2])
 
 
-def device_named(name: str | torch.device | None) -> torch.device:
-    """The device of that name, or the first GPU if there is one, or else the CPU.
-
-    Raises :class:`InputError` for one that torch does not have here.
-    """
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError):  # torch without CUDA asserts that it has it
-        mend = "leave it out, or see `cedilla doctor`"
-        raise InputError.one(f"device {device}", "torch has no such device here", mend) from None
-
-
-def batch_tokens(device: torch.device) -> int:
-    """Tokens that keep `device` busy: some tiles for each thread of a CPU."""
-    return (
-        65_536 if device.type != "cpu" else max(16_384, 4 * TILE_TOKENS * torch.get_num_threads())
-    )
-
-
 def _of_path(path: str, device: torch.device) -> tuple[LinearKernels, torch.dtype]:
     kernels, _, name = path.partition(" ")
     dtype: torch.dtype = getattr(torch, name)
     for here in usable(dtype, device):
         if here.name == kernels:
             return here, dtype
-    what = f"the kernels of {path!r} do not work on {device} here"
-    raise InputError.one("cedilla", what, "begin anew, without --resume")
-
-
-def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type that `precision` means on `device`."""
-    if precision != "auto":
-        dtype: torch.dtype = getattr(torch, precision)
-        return dtype
-    if device.type != "cuda":
-        return torch.float32
-    # GPUs before Ampere, such as a T4, multiply bfloat16 slowly or not at all.
-    recent = torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if recent else torch.float16
-
-
-def _placed(module: nn.Module, device: torch.device) -> Any:
-    """`module` if it is float32 on `device`, else a copy that is: the caller's stays as it was."""
-    weight = next(module.parameters())
-    if weight.device == device and weight.dtype == torch.float32:
-        return module
-    return copy.deepcopy(module).to(device, torch.float32)
+    raise impossible_path(path, device)
 
 
 def _tiles(lengths: Sequence[int], config: NTConfig, threads: int) -> list[list[int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,8 +12,9 @@ from safetensors.torch import save_file
 
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.files import whole_file, write_json
+from cedilla.models.families import Config, LanguageModel, config_from, empty, settings_of
 from cedilla.models.lock import refuse_altered
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.nucleotide_transformer import NTConfig
 from cedilla.models.shards import SAFETENSORS, Stored, headers, main_file, tensors, weight_files
 
 # Published files carry these; no published model uses them.
@@ -30,7 +30,7 @@ def load_directory(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-) -> NucleotideTransformer:
+) -> LanguageModel:
     """The model in a directory, in evaluation mode.
 
     The weights are taken one by one into `dtype` on `device`, so that memory holds the model once
@@ -50,16 +50,15 @@ def load_directory(
         name: torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
         for name, tensor in tensors(stored)
     }
-    with torch.device("meta"):
-        model = NucleotideTransformer(config)
+    model = empty(config)
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
 def save_directory(
-    model: NucleotideTransformer, path: str | Path, *, dtype: torch.dtype = torch.float32
+    model: LanguageModel, path: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` under the published names."""
+    """Write ``config.json`` and ``model.safetensors``, for NT under the published names."""
     path = Path(path)
     write_config(path, model.config)
     state = {name: t.detach().to(dtype).contiguous() for name, t in model.state_dict().items()}
@@ -67,18 +66,20 @@ def save_directory(
         save_file(state, draft, metadata={"format": "pt"})
 
 
-def write_config(path: Path, config: NTConfig) -> None:
+def write_config(path: Path, config: Config) -> None:
     """Write a directory's ``config.json``."""
-    write_json(path / "config.json", {"model_type": "esm", **asdict(config)})
+    write_json(path / "config.json", settings_of(config))
 
 
-def read_config(path: Path) -> NTConfig:
+def read_config(path: Path) -> Config:
     """The configuration in a ``config.json``; raises :class:`InputError`."""
     settings = read_settings(path)
     try:
-        return NTConfig.from_dict(settings)
+        return config_from(settings)
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise InputError.one(path, str(error), "is it a Nucleotide Transformer?") from None
+        raise InputError.one(
+            path, str(error), "is it the configuration of a model that Cedilla knows?"
+        ) from None
 
 
 def read_settings(path: Path) -> dict[str, object]:
@@ -88,13 +89,17 @@ def read_settings(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise InputError.one(path, "not found", "name a directory with a model in it") from None
     except ValueError as error:
-        raise InputError.one(path, str(error), "is it a Nucleotide Transformer?") from None
+        raise InputError.one(
+            path, str(error), "is it the configuration of a model that Cedilla knows?"
+        ) from None
     if not isinstance(values, dict):
-        raise InputError.one(path, "holds no settings", "is it a Nucleotide Transformer?")
+        raise InputError.one(
+            path, "holds no settings", "is it the configuration of a model that Cedilla knows?"
+        )
     return values
 
 
-def read_headers(path: Path, config: NTConfig, *, dead: bool = False) -> dict[str, Stored]:
+def read_headers(path: Path, config: Config, *, dead: bool = False) -> dict[str, Stored]:
     """Where each weight that a model of this configuration uses is stored, in the model's order.
 
     With `dead`, those follow that published files carry and the model does not use.
@@ -110,15 +115,15 @@ def read_headers(path: Path, config: NTConfig, *, dead: bool = False) -> dict[st
     return {name: used[name] for name in wanted} | (unused if dead else {})
 
 
-def wanted_shapes(config: NTConfig) -> dict[str, tuple[int, ...]]:
+def wanted_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every weight that a model of this configuration uses."""
-    with torch.device("meta"):
-        model = NucleotideTransformer(config)
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return {name: tuple(weight.shape) for name, weight in empty(config).state_dict().items()}
 
 
-def is_dead(name: str, config: NTConfig) -> bool:
+def is_dead(name: str, config: Config) -> bool:
     """Whether published files carry a weight of this name that the model does not use."""
+    if not isinstance(config, NTConfig):
+        return False
     return bool(_DEAD.match(name)) or (config.rotary and name == POSITION_TABLE)
 
 

@@ -14,8 +14,10 @@ from torch import nn
 from cedilla.errors import InputError
 from cedilla.models.cards import ALIASES, CARDS, ModelCard, card
 from cedilla.models.cnn import DilatedCNN
+from cedilla.models.families import Config, LanguageModel, family_of
 from cedilla.models.fetch import at_hand, directory_of
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
+from cedilla.models.hybrid import HybridConfig
+from cedilla.models.nucleotide_transformer import NTConfig
 from cedilla.models.weights import load_directory, read_config, wanted_shapes
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -28,7 +30,7 @@ def load(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
-) -> NucleotideTransformer:
+) -> LanguageModel:
     """Load a language model in evaluation mode.
 
     The published weights of a name are fetched if they are not on this machine. Memory holds the
@@ -159,30 +161,58 @@ def _directory_rows(path: Path) -> dict[str, str]:
     return {"directory": str(path), **_shape_rows(read_config(path / "config.json"))}
 
 
-def _shape_rows(config: NTConfig) -> dict[str, str]:
-    ffn = "bias-free SwiGLU" if config.gated else "GELU with biases"
-    positions = "rotary" if config.rotary else "a learned table"
+def _shape_rows(config: Config) -> dict[str, str]:
+    of_family = (
+        _hybrid_rows(config) if isinstance(config, HybridConfig) else _transformer_rows(config)
+    )
     tokens = config.max_tokens
     used = _used(config)
-    dropout = "; <mask> embeddings are zeroed and the rest rescaled" if config.token_dropout else ""
     return {
-        "shape": (
-            f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers > 1)}, "
-            f"{config.hidden_size:,} wide, "
-            f"{config.num_attention_heads} heads of {config.head_size}, "
-            f"FFN {config.intermediate_size:,} ({ffn})"
-        ),
-        "tokens": (
-            f"{config.k}-mers, {config.vocab_size:,} ids of version {config.version}{dropout}"
-        ),
-        "positions": positions,
+        "family": family_of(config).title,
+        **of_family,
+        "hidden states": f"--layers 0 to {config.last_layer}",
         "context": f"{(tokens - 1) * config.k:,} bp: {tokens:,} tokens with <cls>",
         "parameters": f"{used:,}",
         "memory": f"{_size(used * 4)} in float32, {_size(used * 2)} in bfloat16, for the weights",
     }
 
 
-def _used(config: NTConfig) -> int:
+def _transformer_rows(config: NTConfig) -> dict[str, str]:
+    dropout = "; <mask> embeddings are zeroed and the rest rescaled" if config.token_dropout else ""
+    return {
+        "shape": _blocks(config),
+        "tokens": (
+            f"{config.k}-mers, {config.vocab_size:,} ids of version {config.version}{dropout}"
+        ),
+        "positions": "rotary" if config.rotary else "a learned table",
+    }
+
+
+def _hybrid_rows(config: HybridConfig) -> dict[str, str]:
+    dilations = ", ".join(map(str, config.dilations))
+    return {
+        "convolutions": (
+            f"one over {config.stem_width} bases, then {len(config.dilations)} residual ones over "
+            f"{config.kernel_size}, {config.hidden_size:,} wide, dilations {dilations}"
+        ),
+        "blocks": f"{_blocks(config.blocks)}, {config.stride} bases per position",
+        "tokens": f"single bases, {config.vocab_size:,} ids of version {config.version}",
+        "positions": "rotary",
+        "methylation": "a channel" if config.methylation else "no channel",
+    }
+
+
+def _blocks(config: NTConfig) -> str:
+    ffn = "bias-free SwiGLU" if config.gated else "GELU with biases"
+    return (
+        f"{config.num_hidden_layers} layer{'s' * (config.num_hidden_layers != 1)}, "
+        f"{config.hidden_size:,} wide, "
+        f"{config.num_attention_heads} heads of {config.head_size}, "
+        f"FFN {config.intermediate_size:,} ({ffn})"
+    )
+
+
+def _used(config: Config) -> int:
     return sum(torch.Size(shape).numel() for shape in wanted_shapes(config).values())
 
 

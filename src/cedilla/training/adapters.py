@@ -17,7 +17,7 @@ from cedilla.models.classifier import SequenceClassifier
 Method = Literal["full", "lora", "head"]
 LORA_TARGETS = ("query", "key", "value", "dense")
 # Starting points for a model of mini's size; a large one wants a tenth of them.
-LEARNING_RATE: dict[Method, float] = {"full": 5e-4, "lora": 2e-3, "head": 2e-3}
+LEARNING_RATE: dict[Method, float] = {"full": 1e-3, "lora": 3e-3, "head": 3e-3}
 LARGE = 3e7
 # The output layer of pre-training, which a classifier does not run.
 _UNUSED = "encoder.lm_head."

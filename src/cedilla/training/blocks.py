@@ -9,12 +9,15 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from cedilla.errors import InputError
-from cedilla.models.nucleotide_transformer import NucleotideTransformer
+from cedilla.models.hybrid import Hybrid
+from cedilla.models.nucleotide_transformer import Encoder, NucleotideTransformer
 from cedilla.models.rotary import Angles
 
 CPU = torch.device("cpu")
 # Tensors of the model's width that the backward pass of one layer wants, per token, about.
 ACTIVATIONS = 20
+# The same of a residual convolution, and of a hybrid's stem and last LayerNorm together.
+CONVOLUTION_ACTIVATIONS = 4
 
 
 def prepare_blocks(
@@ -28,23 +31,36 @@ def prepare_blocks(
     """
     if not (checkpointing or compiled):
         return
-    if not isinstance(encoder, NucleotideTransformer):
+    trunk = _trunk(encoder)
+    if trunk is None:
         what = "of a model without Transformer blocks"
-        mend = "leave them out, or take a Nucleotide Transformer"
+        mend = "leave them out, or take a language model"
         raise InputError.one("--gradient-checkpointing and --compile", what, mend)
-    encoder.esm.gradient_checkpointing = checkpointing
+    trunk.gradient_checkpointing = checkpointing
     if compiled:
         _refuse_without_compiler(device)
-        for block in encoder.esm.blocks:
+        for block in trunk.blocks:
             block.forward = _compiled(block)
 
 
 def activations_kept(encoder: nn.Module) -> int:
     """Tensors of the model's width that training keeps per token for the gradient, about."""
     layers: int = encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
-    if isinstance(encoder, NucleotideTransformer) and encoder.esm.gradient_checkpointing:
-        return layers + ACTIVATIONS
-    return layers * ACTIVATIONS
+    trunk = _trunk(encoder)
+    recomputed = trunk is not None and trunk.gradient_checkpointing
+    in_blocks = layers + ACTIVATIONS if recomputed else layers * ACTIVATIONS
+    if isinstance(trunk, Hybrid):
+        config = trunk.config
+        share = config.block_size / config.hidden_size / config.stride
+        return round(in_blocks * share) + len(config.dilations) * CONVOLUTION_ACTIVATIONS
+    return in_blocks
+
+
+def _trunk(encoder: nn.Module | None) -> Encoder | Hybrid | None:
+    """The part of a model that has its Transformer blocks, if it has any."""
+    if isinstance(encoder, NucleotideTransformer):
+        return encoder.esm
+    return encoder if isinstance(encoder, Hybrid) else None
 
 
 def _compiled(block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -34,8 +34,10 @@ from cedilla.training.adapters import (
 from cedilla.training.batches import SequenceData
 from cedilla.training.blocks import CPU, activations_kept, prepare_blocks
 from cedilla.training.kmer_baseline import features, fit_kmers
-from cedilla.training.loop import Finetuner, Schedule
+from cedilla.training.loop import Finetuner, Schedule, default_epochs
 from cedilla.training.splits import Splits, find_files, labels_of, read_splits, take
+
+TRAIN_SCORED = 10_000  # training rows that are predicted in the end, at most
 
 
 def finetune(
@@ -51,11 +53,11 @@ def finetune(
     rank: int = 8,
     alpha: float = 16,
     dropout: float = 0.1,
-    pooling: Pooling = "mean",
+    pooling: Pooling | None = None,
     weights: Literal["pretrained", "random"] = "pretrained",
     learning_rate: float | None = None,
-    batch_size: int = 32,
-    epochs: int = 5,
+    batch_size: int = 64,
+    epochs: int | None = None,
     patience: int = 3,
     select: Literal["mcc", "f1", "auroc", "accuracy"] = "mcc",
     strands: bool = True,
@@ -94,7 +96,8 @@ def finetune(
     dropout:
         In the head and the LoRA adapters.
     pooling:
-        Mean over tokens, or the first token as in the published classifiers.
+        Over tokens: the mean, mean and maximum, or the first token as in the published
+        classifiers. By default mean and maximum for models over single bases, else the mean.
     weights:
         `random` starts from random weights: the control for what pre-training brings.
     learning_rate:
@@ -102,7 +105,8 @@ def finetune(
     batch_size:
         Sequences per step.
     epochs:
-        Passes over the training rows, at most.
+        Passes over the training rows, at most; by default as many as make 60,000 rows, but from 3
+        to 10.
     patience:
         Stop after this many epochs without a better dev metric; 0 never stops.
     select:
@@ -140,6 +144,7 @@ def finetune(
     splits = read_splits(
         files, trained_on=trained_on, sequence=sequence, label=label, rows=rows, seed=seed
     )
+    scored = _scored(splits, seed)
     for note in splits.notes:
         console.print(f"note: {note}")
     plan, data = None, {}  # k-mers need neither
@@ -153,7 +158,7 @@ def finetune(
             lora=LoRA(targets=tuple(targets), rank=rank, alpha=alpha, dropout=dropout),
             pooling=pooling,
             schedule=Schedule(
-                epochs=epochs,
+                epochs=epochs or default_epochs(len(splits.train)),
                 batch_size=batch_size,
                 learning_rate=learning_rate or 0.0,
                 patience=patience,
@@ -169,6 +174,7 @@ def finetune(
         console.print(_estimate(splits, data, plan))
         return out
     settings["learning_rate"] = plan.schedule.learning_rate if plan else None
+    settings["epochs"] = plan.schedule.epochs if plan else None
     run = Run.start(out, verb="finetune", config=settings, resume=resume)
     if run.complete:
         console.print(f"{out} is complete")
@@ -181,12 +187,22 @@ def finetune(
         comparability(task, trained_on=trained_on, rows_train=len(splits.train)) if task else None
     )
     if plan is None:
-        probabilities, more = _fit_kmers(splits, seed)
+        probabilities, more = _fit_kmers(splits, scored, seed)
     else:
         run.note(trainable=str(plan.trainable), device=str(plan.device))
-        probabilities, more = _fit(run, data, plan)
-    _finish(run, splits, probabilities, facts | more, seed)
+        probabilities, more = _fit(run, data, _data(scored, plan.tokenizer), plan)
+    _finish(run, scored, probabilities, facts | more, seed)
     return out
+
+
+def _scored(splits: Splits, seed: int) -> Splits:
+    """What is predicted in the end: of many training rows a part, drawn by the seed, says enough
+    about over-fitting."""
+    n = len(splits.train)
+    if n <= TRAIN_SCORED:
+        return splits
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:TRAIN_SCORED])
+    return replace(splits, train=take(splits.train, rows))
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
@@ -243,7 +259,7 @@ def _plan(
     random: bool,
     method: Method,
     lora: LoRA,
-    pooling: Pooling,
+    pooling: Pooling | None,
     schedule: Schedule,
 ) -> _Plan:
     encoder = build(name)
@@ -282,13 +298,13 @@ def _data(splits: Splits, tokenizer: Tokenizer) -> dict[str, SequenceData]:
 
 
 def _fit(
-    run: Run, data: dict[str, SequenceData], plan: _Plan
+    run: Run, data: dict[str, SequenceData], scored: dict[str, SequenceData], plan: _Plan
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Train, then predict every split with the best weights."""
     trainer = Finetuner(plan.classifier, plan.schedule, plan.device)
     console.print(f"training {plan.trainable}")
     best = trainer.fit(run, data["train"], data["dev"])
-    probabilities = {split: trainer.predict(rows, split) for split, rows in data.items()}
+    probabilities = {split: trainer.predict(rows, split) for split, rows in scored.items()}
     return probabilities, {
         "method": plan.method,
         "trainable": plan.trainable.trainable,
@@ -298,16 +314,17 @@ def _fit(
     }
 
 
-def _fit_kmers(splits: Splits, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _fit_kmers(
+    splits: Splits, scored: Splits, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     pairs = {split: (t.sequences, labels_of(t)) for split, t in splits}
     pipeline, k = fit_kmers(pairs["train"], pairs["dev"], seed=seed)
     # A class that the drawn training rows lack has the probability 0.
     probabilities = {
-        split: np.zeros((len(labels), max(2, splits.classes)))
-        for split, (_, labels) in pairs.items()
+        split: np.zeros((len(table), max(2, splits.classes))) for split, table in scored
     }
-    for split, (sequences, _) in pairs.items():
-        found = pipeline.predict_proba(features(sequences, k))
+    for split, table in scored:
+        found = pipeline.predict_proba(features(table.sequences, k))
         probabilities[split][:, pipeline.classes_] = found
     size = pipeline[-1].coef_.size + pipeline[-1].intercept_.size
     return probabilities, {

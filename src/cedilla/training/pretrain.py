@@ -1,95 +1,160 @@
-"""Masked-language-model pre-training of a Nucleotide Transformer v2 from scratch."""
+"""Masked-language-model pre-training on genomes: the verb."""
 
 from __future__ import annotations
 
-import math
+import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from cedilla.dna.tokenizer import Tokenizer
-from cedilla.errors import InputError, Problem, stop_on_errors
-from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
-from cedilla.models.weights import save_directory
-from cedilla.progress import console, progress_bar
+from cedilla.errors import Problem, stop_on_errors
+from cedilla.progress import console
 from cedilla.run_directory import Run
-from cedilla.training.blocks import CPU, prepare_blocks
-from cedilla.training.checkpoint import load_state, save_state
-from cedilla.training.genomes import (
-    WindowSampler,
-    find_genome,
-    mask_tokens,
-    read_genomes,
-    split,
-    tokens_of,
-)
+from cedilla.training.blocks import prepare_blocks
+from cedilla.training.distillation import Teacher
+from cedilla.training.distributed import World, world
+from cedilla.training.genomes import Genome, WindowSampler, hold_out, read_genomes
+from cedilla.training.markov import baselines
 from cedilla.training.precision import Precision
+from cedilla.training.pretrainer import Masked, Pretrainer, Schedule, best_of, held_out_set
+from cedilla.training.starting_model import starting_model
 
-VALIDATION_BATCHES = 4
+BASELINE_SEED, BASELINE_BASES = 1 << 40, 20_000_000
 
 
 def pretrain(
     *,
     genomes: tuple[str, ...],
     out: Path,
+    architecture: Literal["nt", "hybrid"] = "nt",
+    init: str | None = None,
     layers: int = 4,
     hidden_size: int = 256,
     heads: int = 8,
     intermediate_size: int = 1024,
     k: int = 6,
+    channels: int = 128,
+    stride: int = 4,
+    dilations: tuple[int, ...] = (1, 2, 4, 8),
     tokens: int = 128,
+    strands: bool = True,
+    overlap: int = 50,
+    random_start: int = 100,
+    soft_weight: float = 1.0,
     batch_size: int = 64,
+    accumulate: int = 1,
     steps: int = 2000,
     learning_rate: float = 1e-3,
+    initial_learning_rate: float = 0.0,
     warmup: int = 200,
+    cooldown: int = 0,
     validation_share: float = 0.02,
+    validation_contigs: tuple[str, ...] = (),
+    validation_windows: int = 256,
+    markov_order: int = 5,
     checkpoint_every: int = 200,
+    keep: int = 3,
+    teacher: str | None = None,
+    distill_weight: float = 0.5,
+    temperature: float = 2.0,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     gradient_checkpointing: bool = False,
     compile: bool = False,
+    sharded: bool = False,
     data_dir: Path | None = None,
     seed: int = 0,
     resume: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Pre-train a small Nucleotide Transformer v2 on genomes.
+    """Pre-train a language model on genomes: a Nucleotide Transformer v2, or a hybrid.
 
-    15 % of the tokens are corrupted (80 % masked, 10 % replaced, 10 % kept); AdamW, linear
-    warm-up, then square-root decay. The validation loss is that of positions replaced by
-    ``<mask>``, in the held-out end of every contig, beside the loss of the k-mer frequencies.
+    15 % of the tokens are corrupted (80 % masked, 10 % replaced, 10 % kept); AdamW (betas 0.9 and
+    0.999, decay 0.01 of matrices), linear warm-up, then square-root decay. Validation is on
+    positions replaced by ``<mask>`` in held-out bases, beside the token frequencies and a Markov
+    chain of bases. With ``torchrun --nproc-per-node N --no-python`` in front of the command,
+    several processes give the numbers of one; an interrupted run goes on with any number of them.
 
     Parameters
     ----------
     genomes:
-        FASTA files, as PATH or PATH=WEIGHT. A weight, by default the known bases, counts per
-        window tried; windows with an N are not used, so N-rich genomes get a smaller share.
+        FASTA files, as PATH or PATH=WEIGHT; REFERENCE.fa::CALLS.vcf.gz for the haplotypes of a
+        phased VCF; or a list of these in a .txt or .tsv file. A weight is a share of the windows,
+        by default the known bases.
     out:
         The run directory; the model is in its ``checkpoints/best``.
+    architecture:
+        `nt`, a Nucleotide Transformer v2, or `hybrid`, convolutions over single bases and
+        Transformer blocks on a shortened sequence.
+    init:
+        Go on from the weights of this model, a name of the zoo or a directory; its shape counts.
     layers, hidden_size, heads, intermediate_size:
-        The shape of the model.
+        The shape of the Transformer blocks.
     k:
-        Bases per token.
+        Of `nt`: bases per token.
+    channels:
+        Of `hybrid`: width of the convolutions.
+    stride:
+        Of `hybrid`: bases per position of the Transformer blocks.
+    dilations:
+        Of `hybrid`: those of the convolutions, first to last.
     tokens:
         Tokens per training sequence, ``<cls>`` included.
+    strands:
+        Read windows on either strand.
+    overlap:
+        Bases that neighbouring chunks of a genome share.
+    random_start:
+        A window begins up to so many bases into its chunk.
+    soft_weight:
+        How much a lower-case base, a repeat, counts in the loss beside one in upper case.
     batch_size:
-        Sequences per step.
+        Sequences per step, over all processes.
+    accumulate:
+        Parts that each process cuts its share of a batch into, one after the other, to save memory.
     steps:
         Optimiser steps.
     learning_rate:
         The highest rate.
+    initial_learning_rate:
+        The rate that the warm-up begins with; the published models rose from 5e-5 to 1e-4.
     warmup:
-        Steps until it is reached.
+        Steps until the highest rate is reached; after them it falls with the square root of the
+        step.
+    cooldown:
+        Last steps, over which the rate falls in a line to zero: the model that is to be used.
     validation_share:
-        Share of the end of each contig that is held out.
+        Share of the end of each contig that is held out, unless contigs are named.
+    validation_contigs:
+        Contigs, or regions such as chrX:1-2000000 (1-based, inclusive), held out instead.
+    validation_windows:
+        Windows of the held-out bases that every validation looks at.
+    markov_order:
+        Bases that the Markov chain looks back.
     checkpoint_every:
         Steps between validations and checkpoints.
+    keep:
+        Checkpoints to keep, beside the best model.
+    teacher:
+        A larger model with the same tokens, by name or directory, to distil from.
+    distill_weight:
+        Share of the loss that is the divergence from the teacher.
+    temperature:
+        How much the teacher's expectations are softened.
+    precision:
+        Of matrix products. `auto` is bfloat16 where the processor has it, float32 elsewhere.
     gradient_checkpointing:
         Compute each block again in the backward pass: less memory, more time.
     compile:
         Compile the blocks with torch.compile, which takes a while at the first step.
+    sharded:
+        Give each process a part of the weights (FSDP2) instead of all of them (DDP), for models
+        that do not fit.
     data_dir:
         Where to look for the genomes, beside the folder here.
     seed:
@@ -97,209 +162,219 @@ def pretrain(
     resume:
         Go on from the last checkpoint in `out`.
     dry_run:
-        Say what would be done, and stop.
+        Say what would be done, in what time and memory, and stop.
 
     Examples
     --------
     cedilla pretrain --genomes yeast.fa.gz --out runs/yeast --steps 500
     """
     settings = dict(locals())
-    config = _shape(settings)
-    torch.manual_seed(seed)
-    model = NucleotideTransformer(config)
-    model.initialise()
-    prepare_blocks(model, CPU, checkpointing=gradient_checkpointing, compiled=compile)
-    tokenizer = Tokenizer.for_model(model)
-    read = read_genomes(genomes, data_dir)
-    train, held_out = split(read, validation_share)
-    length = (tokens - 1) * k
-    trainer = Pretrainer(
-        model,
-        tokenizer,
-        WindowSampler(train, length=length),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-    )
-    ends = WindowSampler(held_out, length=length, part="held-out end of a contig")
-    validation = validation_set(ends, tokenizer, batch_size)
-    size = sum(p.numel() for p in model.parameters())
-    if dry_run:
-        console.print(_estimate(trainer, size, steps, batch_size * tokens))
-        return out
-    run = Run.start(out, verb="pretrain", config=settings, resume=resume)
-    if run.complete:
-        console.print(f"{out} is complete")
-        return out
-    for source, genome in zip(genomes, read, strict=True):
-        path = find_genome(source, data_dir)[0]
-        run.note_data(path, role="genome", rows=len(genome.contigs))
-    trainer.run(run, validation, steps=steps, every=checkpoint_every, seed=seed)
-    run.note(parameters=size, tokens_seen=steps * batch_size * tokens)
-    best = _best(run.events())
-    run.finish({key: best[key] for key in ("loss", "accuracy", "unigram_loss", "step")})
+    with world() as here:
+        here.together(lambda: _check(settings, here))
+        task = _prepare(settings, here)
+        if dry_run:
+            console.print(_estimate(task, settings, here))
+            return out
+        run = here.together(lambda: _begin(task, settings) if here.first else None)
+        if here.of_first(run is not None and run.complete):
+            console.print(f"{out} is complete")
+            return out
+        _train(task, run, settings, here)
     return out
 
 
-def _shape(settings: dict[str, Any]) -> NTConfig:
-    """The model's configuration; raises :class:`InputError` with every impossible setting."""
-    where = "cedilla pretrain"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What is trained, on what, and what it is measured on."""
+
+    genomes: list[Genome]
+    trainer: Pretrainer
+    held_out: Masked
+
+
+def _check(settings: Mapping[str, Any], here: World) -> None:
+    """Raise :class:`InputError` with every setting that no pre-training can have."""
     least = {"layers": 1, "hidden_size": 1, "heads": 1, "intermediate_size": 1, "tokens": 2}
-    least |= {"batch_size": 1, "steps": 1, "warmup": 1, "checkpoint_every": 1}
+    least |= {
+        "channels": 1,
+        "stride": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "steps": 1,
+        "warmup": 1,
+        "cooldown": 0,
+        "validation_windows": 1,
+    }
+    least |= {"checkpoint_every": 1, "keep": 1, "overlap": 0, "random_start": 0}
     rules = [(settings[name] >= n, name, f"{n} at least") for name, n in least.items()]
+    rate = settings["learning_rate"]
     rules += [
         (settings["k"] in range(1, 9), "k", "1 to 8"),
-        (settings["learning_rate"] > 0, "learning_rate", "above 0"),
+        (settings["markov_order"] in range(11), "markov_order", "0 to 10"),
+        (rate > 0, "learning_rate", "above 0"),
+        (0 <= settings["initial_learning_rate"] <= rate, "initial_learning_rate", f"0 to {rate}"),
         (0 < settings["validation_share"] < 1, "validation_share", "between 0 and 1"),
+        (settings["soft_weight"] >= 0, "soft_weight", "0 at least"),
+        (0 < settings["distill_weight"] <= 1, "distill_weight", "above 0, to 1"),
+        (settings["temperature"] > 0, "temperature", "above 0"),
     ]
-    stop_on_errors(
-        Problem(where=where, what=f"{name} {settings[name]} is impossible", mend=mend)
+    problems = [
+        _problem(f"{name} {settings[name]} is impossible", mend)
         for good, name, mend in rules
         if not good
+    ]
+    stop_on_errors(problems or _misfits(settings, here))
+
+
+def _misfits(settings: Mapping[str, Any], here: World) -> list[Problem]:
+    """Settings that do not go with each other."""
+    n, ways = settings["batch_size"], here.size * settings["accumulate"]
+    problems = []
+    if n % ways:
+        what = f"batch_size {n} cannot be cut evenly into {ways} parts"
+        parts = f"{here.size} for the processes times accumulate {settings['accumulate']}"
+        near = -(-n // ways) * ways
+        problems.append(_problem(f"{what}, {parts}", f"take batch_size {near}"))
+    if settings["sharded"] and here.size == 1:
+        mend = "start with torchrun --nproc-per-node N --no-python cedilla pretrain"
+        problems.append(_problem("sharded needs several processes", mend))
+    return problems
+
+
+def _problem(what: str, mend: str) -> Problem:
+    return Problem(where="cedilla pretrain", what=what, mend=mend)
+
+
+def _prepare(settings: Mapping[str, Any], here: World) -> _Task:
+    """Everything up to the first step; the same, or an error, in all processes."""
+
+    def read() -> list[Genome]:
+        return read_genomes(settings["genomes"], settings["data_dir"])
+
+    # The first process alone fills the cache, from which the others then read.
+    first = here.together(lambda: read() if here.first else None)
+    genomes = here.together(lambda: first or read())
+    return here.together(lambda: _task(genomes, settings, here))
+
+
+def _task(genomes: list[Genome], settings: Mapping[str, Any], here: World) -> _Task:
+    model = starting_model(settings, pretrain.__kwdefaults__ or {})
+    flags = {"checkpointing": settings["gradient_checkpointing"], "compiled": settings["compile"]}
+    prepare_blocks(model, here.device, **flags)
+    tokenizer = Tokenizer.for_model(model)
+    train, held_out = _samplers(genomes, tokenizer.k, settings)
+    trainer = Pretrainer(
+        model,
+        tokenizer,
+        train,
+        _schedule(settings),
+        here=here,
+        precision=_precision(settings["precision"], here.device),
+        sharded=settings["sharded"],
+        teacher=_teacher(tokenizer, settings, here),
     )
-    try:
-        return NTConfig(
-            hidden_size=settings["hidden_size"],
-            num_hidden_layers=settings["layers"],
-            num_attention_heads=settings["heads"],
-            intermediate_size=settings["intermediate_size"],
-            vocab_size=6 + 4 ** settings["k"] + 5,
-            max_position_embeddings=max(2050, settings["tokens"] + 2),
-        )
-    except ValueError as error:
-        raise InputError.one(where, str(error)) from None
+    validation = held_out_set(held_out, tokenizer, settings["validation_windows"])
+    return _Task(genomes=genomes, trainer=trainer, held_out=validation)
 
 
-def _best(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first validation with the lowest loss."""
-    return min(events, key=lambda event: event["loss"])
-
-
-def _estimate(trainer: Pretrainer, size: int, steps: int, tokens: int) -> str:
-    """What a run would do; time from the second of two real steps."""
-    trainer.step(0, np.random.default_rng(0))
-    clock = time.monotonic()
-    trainer.step(1, np.random.default_rng(1))
-    hours = (time.monotonic() - clock) * steps / 3600
+def _samplers(
+    genomes: list[Genome], k: int, settings: Mapping[str, Any]
+) -> tuple[WindowSampler, WindowSampler]:
+    """Of the training bases, and of those that are held out."""
+    named, share = settings["validation_contigs"], settings["validation_share"]
+    train, held_out = hold_out(genomes, named, share=share)
+    length = (settings["tokens"] - 1) * k
+    chunks = {"overlap": settings["overlap"], "start": settings["random_start"]}
+    part = "held-out region" if named else "held-out end of a contig"
     return (
-        f"{size / 1e6:.1f} M parameters, {steps:,} steps of {tokens:,} tokens: about "
-        f"{hours:.1f} hours, {size * 16 / 1e9 + 1:.1f} GB of memory"
+        WindowSampler(train, length=length, strands=settings["strands"], **chunks),
+        WindowSampler(held_out, length=length, part=part, **chunks),
     )
 
 
-class Pretrainer:
-    """The optimiser's loop. A step's data depend on the seed and the step's number alone, so
-    that a resumed run sees what an uninterrupted one would have seen."""
-
-    def __init__(
-        self,
-        model: NucleotideTransformer,
-        tokenizer: Tokenizer,
-        sampler: WindowSampler,
-        *,
-        batch_size: int,
-        learning_rate: float,
-        warmup: int,
-    ) -> None:
-        self.model, self.tokenizer, self.sampler = model, tokenizer, sampler
-        self.batch_size, self.learning_rate, self.warmup = batch_size, learning_rate, warmup
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
-
-    def run(
-        self,
-        run: Run,
-        validation: list[dict[str, torch.Tensor]],
-        *,
-        steps: int,
-        every: int,
-        seed: int,
-    ) -> None:
-        """Train to `steps`, validating and saving on the way."""
-        path = run.path / "checkpoints" / "last"
-        first = load_state(path, self.model, self.optimiser)
-        # A step is logged before its checkpoint: a kill between the two leaves an event too many.
-        events = run.rewind(lambda event: event["step"] <= first)
-        unigram = self.unigram_loss(validation, seed)
-        clock = time.monotonic()
-        with progress_bar() as bar:
-            task = bar.add_task("pre-training", total=steps, completed=first)
-            for step in range(first, steps):
-                loss = self.step(step, np.random.default_rng((seed, step)))
-                if not math.isfinite(loss):
-                    mend = "lower --learning-rate"
-                    raise InputError.one(f"step {step + 1}", "the loss is not finite", mend)
-                bar.update(task, advance=1, description=f"pre-training, loss {loss:.3f}")
-                if (step + 1) % every == 0 or step + 1 == steps:
-                    event = {"event": "validation", "step": step + 1, "train_loss": loss}
-                    event |= self.validate(validation) | {"unigram_loss": unigram}
-                    event["seconds"] = round(time.monotonic() - clock, 1)
-                    events.append(event)
-                    run.log(**event)
-                    if _best(events) is event:
-                        save_directory(self.model, run.path / "checkpoints" / "best")
-                    save_state(path, self.model, self.optimiser, step=step + 1)
-
-    def step(self, step: int, rng: np.random.Generator) -> float:
-        """One update; returns the loss over the corrupted positions."""
-        rise = (step + 1) / self.warmup
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate * min(rise, math.sqrt(1 / max(rise, 1e-9)))
-        ids = tokens_of(self.sampler.draw(self.batch_size, rng), self.tokenizer)
-        corrupted, chosen, _ = mask_tokens(ids, self.tokenizer, rng)
-        loss = masked_loss(self.model, corrupted, ids, chosen)[0]
-        self.optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        return loss.item()
-
-    @torch.no_grad()
-    def validate(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Mean loss and accuracy over the positions replaced by ``<mask>``."""
-        self.model.eval()
-        results = [masked_loss(self.model, b["corrupted"], b["ids"], b["masked"]) for b in batches]
-        self.model.train()
-        return {
-            "loss": float(np.mean([loss.item() for loss, _ in results])),
-            "accuracy": float(np.mean([right.item() for _, right in results])),
-        }
-
-    def unigram_loss(self, batches: list[dict[str, torch.Tensor]], seed: int) -> float:
-        """The loss of always giving the training genomes' k-mer frequencies."""
-        rng = np.random.default_rng((seed, 1 << 40))
-        counts = torch.ones(len(self.tokenizer), dtype=torch.float64)
-        for _ in range(200):
-            ids = tokens_of(self.sampler.draw(64, rng), self.tokenizer)[:, 1:]
-            counts += torch.bincount(ids.flatten(), minlength=len(self.tokenizer))
-        surprise = -torch.log(counts / counts.sum())
-        return float(np.mean([surprise[b["ids"][b["masked"]]].mean().item() for b in batches]))
+def _schedule(settings: Mapping[str, Any]) -> Schedule:
+    names = {field.name for field in fields(Schedule)} - {"every"}
+    return Schedule(every=settings["checkpoint_every"], **{name: settings[name] for name in names})
 
 
-def masked_loss(
-    model: NucleotideTransformer, corrupted: torch.Tensor, ids: torch.Tensor, where: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and accuracy at `where`; the output layer runs at those positions alone."""
-    with Precision.of(ids.device).autocast():
-        logits = model.lm_head(model.encode(corrupted)[where])
-    target = ids[where]
-    return F.cross_entropy(logits.float(), target), (logits.argmax(-1) == target).float().mean()
+def _precision(name: str, device: torch.device) -> Precision:
+    if name != "auto":
+        return Precision(device.type, getattr(torch, name))
+    found = Precision.of(device)
+    # float16 wants its losses scaled, and pays little where the gradients are not.
+    return Precision(device.type, torch.float32) if found.scaled else found
 
 
-def validation_set(
-    sampler: WindowSampler, tokenizer: Tokenizer, batch_size: int
-) -> list[dict[str, torch.Tensor]]:
-    """The same masked windows at every validation, of every run."""
-    rng = np.random.default_rng(20_000)
-    batches = []
-    for _ in range(VALIDATION_BATCHES):
-        ids = tokens_of(sampler.draw(batch_size, rng), tokenizer)
-        corrupted, _, masked = mask_tokens(ids, tokenizer, rng)
-        batches.append({"ids": ids, "corrupted": corrupted, "masked": masked})
-    return batches
+def _teacher(tokenizer: Tokenizer, settings: Mapping[str, Any], here: World) -> Teacher | None:
+    if settings["teacher"] is None:
+        return None
+    return Teacher(settings["teacher"], tokenizer, settings["tokens"], here.device)
+
+
+def _begin(task: _Task, settings: Mapping[str, Any]) -> Run:
+    """Open the run directory, and note what goes in."""
+    run = Run.start(settings["out"], verb="pretrain", config=settings, resume=settings["resume"])
+    if run.complete:
+        return run
+    for genome in task.genomes:
+        for path in genome.files:
+            run.note_data(path, role="genome", rows=len(genome.contigs))
+    here = task.trainer.here
+    run.note(parameters=task.trainer.parameters, device=str(here.device), processes=here.size)
+    run.note(seed=settings["seed"], precision=str(task.trainer.precision.dtype))
+    return run
+
+
+def _train(task: _Task, run: Run | None, settings: Mapping[str, Any], here: World) -> None:
+    """Train to the end, and write the numbers of the best model beside the baselines."""
+    trainer, held_out = task.trainer, task.held_out
+    floors = _baselines(task, settings) if here.first else {}
+    trainer.run(run, held_out, floors)
+    if run:
+        tokens = settings["steps"] * trainer.tokens_per_step
+        run.note(tokens_seen=tokens)
+        best = best_of(run.events())
+        names = ("step", "loss", "perplexity", "accuracy", *floors)
+        run.finish({name: best[name] for name in names} | {"tokens_seen": tokens})
+
+
+def _baselines(task: _Task, settings: Mapping[str, Any]) -> dict[str, float]:
+    """What token frequencies and a Markov chain of the training bases reach in validation."""
+    held_out, trainer = task.held_out, task.trainer
+    # Of a small genome, each base about ten times: more would bring nothing.
+    bases = min(BASELINE_BASES, 10 * sum(genome.known for genome in task.genomes))
+    rng = np.random.default_rng((settings["seed"], BASELINE_SEED))
+    return baselines(
+        trainer.sampler,
+        [(held_out.corrupted, held_out.ids, held_out.weights > 0)],
+        trainer.tokenizer,
+        rng,
+        order=settings["markov_order"],
+        bases=bases,
+    )
+
+
+def _estimate(task: _Task, settings: Mapping[str, Any], here: World) -> str:
+    """What a run would do: time from the second of two real steps, and memory after both."""
+    trainer, steps = task.trainer, settings["steps"]
+    trainer.step(0)
+    clock = time.monotonic()
+    trainer.step(1)
+    minutes = (time.monotonic() - clock) * steps / 60
+    duration = f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    processes = "a process" if here.size == 1 else f"each of {here.size} processes"
+    return (
+        f"{trainer.parameters / 1e6:.1f} M parameters, {steps:,} steps of "
+        f"{trainer.tokens_per_step:,} tokens: about {duration}, "
+        f"{_peak(here.device) / 1e9:.1f} GB of memory for {processes} on {here.device.type}"
+    )
+
+
+def _peak(device: torch.device) -> float:
+    """The most bytes that this process has held so far: of its GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -25,17 +25,18 @@ import torch.nn.functional as F
 import yaml
 
 import cedilla
-from cedilla.dna.alphabet import BASES
+from cedilla.dna.genome_store import CODE
 from cedilla.dna.tokenizer import CLS, MASK, Tokenizer
 from cedilla.files import write_json
 from cedilla.models.nucleotide_transformer import MASK_SHARE_IN_TRAINING
 from cedilla.models.packed import PackedModel
 from cedilla.models.rotary import Rescaling
 from cedilla.progress import track
-from cedilla.training.genomes import read_genomes, split, tokens_of
+from cedilla.training.genomes import hold_out, read_genomes
+from cedilla.training.masking import tokens_of
 
 RESULTS = Path(__file__).parent / "results" / "long_context.json"
-RECIPE = Path(cedilla.__file__).parent / "configs" / "mini.yaml"
+RECIPE = Path(cedilla.__file__).parent / "configs" / "nt_3mer.yaml"
 HELD_OUT = 0.02  # as in pre-training
 TIMES = (1, 2, 4, 8)
 RESAMPLES = 10_000
@@ -46,7 +47,7 @@ Interval = dict[str, float]
 def main() -> None:
     """Measure every arm on the same windows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="mini", help="a name of the zoo, or a directory")
+    parser.add_argument("model", help="the directory of the model that configs/nt_3mer.yaml trains")
     parser.add_argument("--trained-tokens", type=int, default=128, help="<cls> included")
     parser.add_argument("--windows", type=int, default=500, help="at most")
     args = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
         model = reader(args.model, args.trained_tokens, times, how)
         losses[times, how] = window_losses(model, times * (args.trained_tokens - 1), ids, masked)
     rows = table(losses, masked.sum(1), args.trained_tokens)
-    facts = {"model": args.model, "trained_tokens": args.trained_tokens, "windows": len(ids)}
+    facts = {"model": RECIPE.stem, "trained_tokens": args.trained_tokens, "windows": len(ids)}
     facts |= {"masked_tokens": int(masked.sum()), "tokens_per_window": ids.shape[1]}
     write_json(RESULTS, {**facts, "arms": rows})
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
@@ -75,11 +76,10 @@ def windows(tokenizer: Tokenizer, tokens: int, most: int) -> np.ndarray:
     sources = [source.partition("=")[0] for source in recipe["steps"][0]["pretrain"]["genomes"]]
     length = tokens * tokenizer.k
     found = [
-        contig[start : start + length]
-        for genome in split(read_genomes(sources), HELD_OUT)[1]
-        for contig in genome.contigs
-        for start in range(0, len(contig) - length + 1, length)
-        if BASES.index("N") not in contig[start : start + length]
+        genome.store.bases[start : start + length] & CODE
+        for genome in hold_out(read_genomes(sources), share=HELD_OUT)[1]
+        for first, end in genome.runs.tolist()
+        for start in range(first, end - length + 1, length)
     ]
     chosen = np.random.default_rng(0).permutation(len(found))[:most]
     return tokens_of(np.stack([found[i] for i in chosen]), tokenizer)[:, 1:].numpy()

@@ -62,6 +62,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each contender")
     parser.add_argument("--quick", action="store_true", help="two rounds, nothing written")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", choices=list(BATCHES), default=list(BATCHES),
+        help="lengths to measure; the others keep their results",
+    )  # fmt: skip
     parser.add_argument("--contender", nargs=3, metavar=("NAME", "TOKENS", "FASTA"), help="(inner)")
     args = parser.parse_args()
     if args.contender:
@@ -72,18 +76,11 @@ def main() -> None:
         fasta = Path(folder) / "genome.fa"
         fasta.write_text(f">random\n{genome()}\n")
         rounds = 2 if args.quick else args.rounds
-        result: dict[str, Any] = {
-            f"{tokens}_tokens": measure(tokens, fasta, rounds) for tokens in BATCHES
-        }
-    result |= {
-        "rounds": rounds,
-        "machine": inference.machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    show(result)
+        found = {f"{n}_tokens": measure(n, fasta, rounds) for n in args.tokens}
+    show(found)
     if not args.quick:
-        write_json(RESULTS, result)
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        write_json(RESULTS, kept | found)
 
 
 def genome() -> str:
@@ -125,10 +122,14 @@ def measure(tokens: int, fasta: Path, rounds: int) -> dict[str, Any]:
         result[f"{OURS}_vs_{name.split()[1]}"] = {
             k: round(of(times[name]) / of(times[OURS]), 2) for k, of in ratios.items()
         }
-    result["matrix_peak_gflops"] = {
-        str(dtype).removeprefix("torch."): round(peak.best / 1e9) for dtype, peak in peaks.items()
+    gflops = {str(dtype)[len("torch.") :]: round(p.best / 1e9) for dtype, p in peaks.items()}
+    return result | {
+        "matrix_peak_gflops": gflops,
+        "rounds": rounds,
+        "machine": inference.machine(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "date": time.strftime("%Y-%m-%d"),
     }
-    return result
 
 
 def pair(best: float, median: float) -> tuple[tuple[str, float], tuple[str, float]]:
@@ -165,7 +166,7 @@ class Contender:
     def _answer(self, order: str) -> dict[str, Any]:
         print(order, file=self.process.stdin)
         for line in self.process.stdout:
-            if line.startswith("{"):
+            if line.startswith('{"'):  # the Trainer prints too
                 return json.loads(line)
         raise RuntimeError(f"{self.process.args} came to an end")
 
@@ -328,14 +329,13 @@ def show(result: dict[str, Any]) -> None:
     table = Table(title=f"Pre-training, {CONFIG.num_hidden_layers} × {CONFIG.hidden_size}")
     for column in ("", "tokens/s, best", "median", "MFU", "MB", "ours, ×: best", "median"):
         table.add_column(column, justify="right" if column else "left")
-    for tokens, size in BATCHES.items():
-        found = result[f"{tokens}_tokens"]
+    for tokens, found in result.items():
         for name in (*PEERS, OURS):
             speed, ratio = found[name]["tokens_per_second"], {"best": 1, "median": 1}
             if name != OURS:
                 ratio = found[f"{OURS}_vs_{name.split()[1]}"]
             table.add_row(
-                f"{name}, {size} × {tokens}",
+                f"{name}, {tokens.replace('_', ' ')}",
                 f"{speed['best']:,}",
                 f"{speed['median']:,}",
                 f"{found[name]['mfu']['best']:.1%}",
@@ -343,9 +343,7 @@ def show(result: dict[str, Any]) -> None:
                 f"{ratio['best']:.2f}",
                 f"{ratio['median']:.2f}",
             )
-    console = Console(width=100)
-    console.print(table)
-    console.print(result["machine"])
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.download import locate
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))
+CARD = CHECKOUT / "src" / "cedilla" / "models" / "embedded" / "mini" / "README.md"
+DOCUMENTS = (CHECKOUT / "README.md", CARD, *sorted((CHECKOUT / "docs").glob("*.md")))
 MARKED = re.compile(r"<!-- numbers:(\S+) -->\n.*?<!-- /numbers -->", re.DOTALL)
 LABEL = "gm12878_H3K4me3"
 BETA = "beta_median_sesame450k"
+SEEDS = 3
 
 
 def methylation(gathered: Gathered) -> str:
@@ -143,6 +145,119 @@ def gue(gathered: Gathered) -> str:
     return "\n\n".join(parts)
 
 
+def gue_table(_: Gathered) -> str:
+    """The nine GUE tasks whose files are complete: `mini`, its baselines, published values."""
+    result = _measured("gue")
+    rows, reached, ahead = [], [], {"cnn": 0, "random": 0}
+    for task, found in result["tasks"].items():
+        arms, known, best = found["arms"], found["published"], found["best_published"]
+        reached.append(np.mean(arms["mini"]["test_mcc"]) >= best["mcc"])
+        for other in ahead:
+            gap = found["differences"][other]
+            ahead[other] += gap["estimate"] > 0 and gap["p"] < 0.05
+        rows.append(
+            [
+                task.removeprefix("prom/"),
+                *(_over_seeds(arms.get(arm)) for arm in ("mini", "random", "cnn", "kmer")),
+                *(_over_gap(found["differences"].get(arm)) for arm in ("random", "cnn")),
+                *(decimal(known[model]) for model in ("DNABERT-2", "NT-500M-human")),
+                f"{decimal(best['mcc'])} ({best['model']})",
+            ]
+        )
+    head = ["Task", "mini", "mini, random weights", "CNN from scratch", "k-mers"]
+    head += ["mini − random (p)", "mini − CNN (p)", "DNABERT-2", "NT-500M-human", "best published"]
+    total = len(rows)
+    return "\n\n".join(
+        [
+            f"MCC on test, mean ± SD over seeds (in brackets how many, where not {SEEDS}); p of a "
+            "paired bootstrap over test sequences, of the mean over seeds.",
+            _table(head, rows),
+            f"`mini` reaches the best published value on {sum(reached)} of {total} tasks. It is "
+            f"ahead of the CNN with p < 0.05 on {ahead['cnn']}, and of its own random weights on "
+            f"{ahead['random']}.",
+        ]
+    )
+
+
+def mini_training(gathered: Gathered) -> str:
+    """The pre-training of `mini`: data with hashes, what was seen, the curve."""
+    runs = [r for r in gathered.of("pretrain") if r.config["architecture"] == "hybrid"]
+    result = _only(runs, "the pre-training of mini", "`cedilla run mini`")
+    manifest, metrics = result.run.manifest, result.metrics
+    shares = dict(str(source).rsplit("=", 1) for source in result.config["genomes"])
+    files = [
+        [Path(name).name, f"{float(share):.1%}", f"`{_hash_of(manifest, Path(name).name)}`"]
+        for name, share in shares.items()
+    ]
+    events = [e for e in result.run.events() if e["event"] == "validation"]
+    curve = [
+        [
+            count(e["step"]),
+            f"{e['tokens'] / 1e6:.1f}",
+            *(f"{e[name]:.4f}" for name in ("train_loss", "loss", "accuracy")),
+        ]
+        for e in events
+    ]
+    held_out = ", ".join(result.config["validation_contigs"])
+    return "\n\n".join(
+        [
+            f"{count(manifest['tokens_seen'])} tokens, a base each, in "
+            f"{count(result.config['steps'])} steps, {manifest['seconds'] / 60:.0f} minutes of "
+            f"{manifest['processes']} processes on one thread each. Held out: {held_out}. There "
+            f"the masked loss is {metrics['loss']:.4f} nats per base (perplexity "
+            f"{metrics['perplexity']:.3f}, accuracy {metrics['accuracy']:.1%}); a Markov chain of "
+            f"order {result.config['markov_order']} "
+            f"that sees both sides has {metrics['markov_loss']:.4f}, base frequencies "
+            f"{metrics['unigram_loss']:.4f}.",
+            _table(["Genome", "Share of windows", "SHA-256 of the file"], files),
+            _table(["Step", "M tokens", "Training loss", "Held-out loss", "Accuracy"], curve),
+        ]
+    )
+
+
+def _hash_of(manifest: Mapping[str, Any], file: str) -> str:
+    return next(str(entry["sha256"]) for entry in manifest["data"] if entry["file"] == file)
+
+
+def _over_seeds(arm: Mapping[str, Any] | None) -> str:
+    """``0.831 ± 0.012``, and how many seeds where it is not three."""
+    if arm is None:
+        return MISSING
+    scores = arm["test_mcc"]
+    if len(scores) == 1:
+        return f"{decimal(scores[0])} (1)"
+    spread = f"{decimal(float(np.mean(scores)))} ± {decimal(float(np.std(scores, ddof=1)))}"
+    return spread if len(scores) == SEEDS else f"{spread} ({len(scores)})"
+
+
+def _over_gap(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return MISSING
+    return f"{signed(difference['estimate'])} ({p_value(difference['p'])})"
+
+
+def species_and_sizes(_: Gathered) -> str:
+    """One species against several, and three sizes, at one budget."""
+    result = _measured("species_and_sizes")
+    names = list(next(iter(result["runs"].values()))["losses"])
+    rows = [
+        [
+            *run.split(", "),
+            f"{found['parameters'] / 1e6:.2f}",
+            *(f"{found['losses'][name]:.4f}" for name in names),
+        ]
+        for run, found in result["runs"].items()
+    ]
+    tokens = next(iter(result["runs"].values()))["tokens"]
+    return "\n\n".join(
+        [
+            "Masked loss, nats per base, on what is held out of each species, after "
+            f"{count(tokens)} bases ({count(result['steps'])} steps), one seed:",
+            _table(["Trained on", "Size", "M parameters", *names], rows),
+        ]
+    )
+
+
 def inference(_: Gathered) -> str:
     """Embedding speed and memory beside transformers."""
     result = _measured("inference")
@@ -179,6 +294,42 @@ def inference(_: Gathered) -> str:
             f"matrix peak ({count(result['matrix_peak_gflops']['fp32'])} GFLOP/s in float32, "
             f"{count(result['matrix_peak_gflops']['bf16'])} in bfloat16) would give "
             f"{full['fp32']:.1f} × and {full['bf16']:.1f} × eager.",
+        ]
+    )
+
+
+def pretraining(_: Gathered) -> str:
+    """Pre-training speed beside transformers' Trainer."""
+    result = _measured("pretraining")
+    rows = []
+    for length, found in result.items():
+        for name in ("transformers fp32", "transformers bf16", "cedilla"):
+            one = found[name]
+            versus = [found[f"cedilla_vs_{kind}"] for kind in ("fp32", "bf16")]
+            rows.append(
+                [
+                    length.removesuffix("_tokens"),
+                    name,
+                    count(one["tokens_per_second"]["best"]),
+                    f"{one['mfu']['best']:.0%}",
+                    count(one["memory_mb"]),
+                    *(
+                        f"{ratio['best']:.1f} ({ratio['median']:.1f})"
+                        if name == "cedilla"
+                        else MISSING
+                        for ratio in versus
+                    ),
+                ]
+            )
+    first = next(iter(result.values()))
+    head = ["Tokens a window", "", "Tokens/s", "Of the matrix peak", "Memory, MB"]
+    head += ["× Trainer", "× Trainer with bf16"]
+    return "\n\n".join(
+        [
+            f"{first['machine']}, {first['date']}, torch {first['versions']['torch']}, "
+            f"transformers {first['versions']['transformers']}; a Nucleotide Transformer v2 of "
+            "four layers of width 256, best step of many in turn (the median one):",
+            _table(head, rows),
         ]
     )
 
@@ -237,8 +388,12 @@ BLOCKS: dict[str, Callable[[Gathered], str]] = {
     "hm27": hm27,
     "guide": guide,
     "gue": gue,
+    "gue-table": gue_table,
     "inference": inference,
     "long-context": long_context,
+    "mini-training": mini_training,
+    "pretraining": pretraining,
+    "species-and-sizes": species_and_sizes,
     "tokenizing": tokenizing,
 }
 

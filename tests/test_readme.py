@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -66,8 +67,10 @@ def check_command(words: list[str]) -> None:
 
 
 @pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with the tables that the guides speak of."""
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, three_mers: Path) -> Path:
+    """A folder to work in, with the tables and the trained model that the guides speak of."""
+    trained = tmp_path / "runs" / "nt_3mer" / "pretraining" / "checkpoints" / "best"
+    shutil.copytree(three_mers, trained)
     rng = np.random.default_rng(0)
     for split in ("train", "dev", "test"):
         letters = rng.choice(list("ACGT"), size=(24, 60))

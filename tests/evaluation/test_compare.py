@@ -323,13 +323,13 @@ def test_bad_input_is_refused_before_anything_is_written(table, tmp_path):
     assert len(complaints(table, out, seeds=0, epochs=0, rows=1, block_size=0)) == 4
 
 
-def test_long_sequences_are_refused_by_file_and_line(tmp_path):
+def test_long_sequences_are_refused_by_file_and_line(tmp_path, three_mers):
     frame = loci(120)
     frame.loc[11, "sequence"] = "A" * 7000
     path = tmp_path / "loci.csv"
     frame.to_csv(path, index=False)
-    (problem,) = complaints(str(path), tmp_path / "r", model="mini")
-    assert f"{path} line 13: has 2,335 tokens; the model takes 2,048" in problem
+    (problem,) = complaints(str(path), tmp_path / "r", model=str(three_mers))
+    assert f"{path} line 13: has 2,335 tokens; the model takes 127" in problem
 
 
 def test_a_table_that_is_not_there(tmp_path, monkeypatch):

@@ -79,25 +79,27 @@ POOLINGS = [
 ]
 
 
-@pytest.mark.parametrize("model", ["nt_v1_tiny", "nt_v2_tiny", "mini"])
+@pytest.mark.parametrize("model", ["nt_v1_tiny", "nt_v2_tiny", "three_mers", "hybrid", "mini"])
 @pytest.mark.parametrize("how", POOLINGS, ids="-".join)
 def test_the_numbers_are_those_of_a_straightforward_computation(
     fasta: Callable[..., Path],
     naive: Callable[..., Any],
-    tiny: Path,
+    request: pytest.FixtureRequest,
     model: str,
     how: tuple[str, str],
 ) -> None:
     pooling, strands = how
-    name = model if model == "mini" else str(tiny.with_name(model))
+    name = model if model == "mini" else str(request.getfixturevalue("tiny").with_name(model))
+    if model in ("three_mers", "hybrid"):
+        name = str(request.getfixturevalue(model))
     path = fasta([200, 1, 7, 40] if model == "mini" else [1, 7, 300, 379, 1500])
     out = path.with_suffix(".parquet")
     reference = naive(name)
-    layers = tuple(range(1 + reference.model.config.num_hidden_layers))
+    layers = tuple(range(1 + reference.model.config.last_layer))
+    overlap = 10
     cedilla.embed(path, model=name, out=out, pooling=pooling, strands=strands, layers=layers,
-                  overlap=60, batch_tokens=100)  # fmt: skip
+                  overlap=overlap * reference.tokenizer.k, batch_tokens=100)  # fmt: skip
     found = vectors(out, *layers)
-    overlap = 60 // reference.tokenizer.k
     rows = []
     for text in sequences(path).values():
         rows.append(expected(reference, text, pooling, overlap))
@@ -303,13 +305,14 @@ def begun(
 
 
 def test_what_stands_there_is_not_overwritten(
-    begun: tuple[Path, Path], tiny: Path, tmp_path: Path, capfd: Any
+    begun: tuple[Path, Path], tiny: Path, three_mers: Path, tmp_path: Path, capfd: Any
 ) -> None:
     path, out = begun
     with pytest.raises(InputError, match=r"was begun and interrupted.*pass --resume"):
         cedilla.embed(path, model=str(tiny), out=out)
+    changed = {"model": str(three_mers), "layers": (2,), "pooling": "max"}
     with pytest.raises(InputError) as caught:
-        cedilla.embed(path, model="mini", out=out, layers=(2,), pooling="max", resume=True)
+        cedilla.embed(path, out=out, resume=True, **changed)
     assert [p.what.split(":")[0] for p in caught.value.problems] == [
         f"was begun with another {what}"
         for what in ("model", "k", "capacity", "overlap", "pooling", "layers")
@@ -460,3 +463,28 @@ def test_memory_does_not_grow_with_the_result(
         out.unlink()
     assert size > 150e6
     assert max(peaks) - peaks[0] < 60, peaks
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "base"])
+def test_a_sequence_and_its_other_strand_have_one_vector(
+    fasta: Callable[..., Path], hybrid: Path, tmp_path: Path, pooling: Pooling
+) -> None:
+    path = fasta([20, 63, 150])
+    turned = tmp_path / "turned.fa"
+    texts = sequences(path).items()
+    turned.write_text("".join(f">{id}\n{reverse_complement(text)}\n" for id, text in texts))
+    found = [
+        cedilla.embed(
+            p,
+            model=str(hybrid),
+            out=p.with_suffix(".npy"),
+            pooling=pooling,
+            strands="both",
+            layers=(3,),
+        )
+        for p in (path, turned)
+    ]
+    one, other = (np.load(out)[:, 0] if np.load(out).ndim == 3 else np.load(out) for out in found)
+    if pooling == "base":  # each record's bases in the order of its own strand
+        other = np.concatenate([rows[::-1] for rows in np.split(other, [20, 83])])
+    assert np.abs(one - other).max() < TOLERANCE

@@ -23,18 +23,21 @@ from cedilla.inference.likelihood import (
     reverse_complement_mass,
     written_masks,
 )
-from cedilla.models.packed import PackedModel
+from cedilla.models.families import prepare
 from cedilla.models.zoo import load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MODELS = [GOLDEN / "nt_v1_tiny", GOLDEN / "nt_v2_tiny", "mini"]
+MODELS = ["nt_v1_tiny", "nt_v2_tiny", "three_mers", "hybrid", "mini"]
 REAL = "nucleotide-transformer-v2-50m-multi-species"
 SEQUENCES = ["ACGTGTACGTGCACGGACGACTAG", "ACGTTGCANNCCGGTAACGTTGCATTCGAT", "TTG"]
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=lambda m: Path(m).name)
+@pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    return load(request.param)
+    name = request.param
+    if name in ("three_mers", "hybrid"):
+        return load(request.getfixturevalue(name))
+    return load(name if name == "mini" else GOLDEN / name)
 
 
 @torch.no_grad()
@@ -83,12 +86,13 @@ def test_mass_is_over_the_whole_vocabulary():
     assert (mass.sum(1) < 1).all()
 
 
-@pytest.mark.parametrize("k", [2, 3, 6])
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
 def test_conditionals_compare_the_kmers_that_differ_in_one_base(k):
     tokenizer = Tokenizer(k)
     kmers = ["".join(w) for w in np.random.default_rng(k).choice(list("ACGT"), (3, k))]
     logits = some_logits(tokenizer)
-    number = {token: i for i, token in enumerate(tokenizer.vocabulary)}
+    first = tokenizer.kmers.start
+    number = {w: first + i for i, w in enumerate(tokenizer.vocabulary[tokenizer.kmers])}
     ids = np.array([number[w] for w in kmers])
     found = conditional_base_log_probabilities(logits, ids, tokenizer)
     for i, kmer in enumerate(kmers):
@@ -139,7 +143,7 @@ def one_by_one(model, row):
 def test_pseudo_likelihoods_are_those_of_one_mask_at_a_time(model):
     tokenizer = Tokenizer.for_model(model)
     rows = tokenizer.encode_ragged(SEQUENCES)
-    found = pseudo_log_likelihood(PackedModel(model), rows)
+    found = pseudo_log_likelihood(prepare(model), rows)
     for sequence, row, one in zip(SEQUENCES, rows, found, strict=True):
         tokens, bases, other = one_by_one(model, row)
         np.testing.assert_allclose(one.tokens, tokens, atol=5e-5)
@@ -155,8 +159,8 @@ def test_pseudo_likelihoods_are_those_of_one_mask_at_a_time(model):
         assert (one.scored_tokens, one.scored_bases) == (np.isfinite(tokens).sum(), len(known))
 
 
-def test_batches_and_company_change_nothing_but_last_digits():
-    model = PackedModel(load("mini"))
+def test_batches_and_company_change_nothing_but_last_digits(model):
+    model = prepare(model)
     rows = Tokenizer.for_model(model).encode_ragged([*SEQUENCES, "", "NN"])
     read = []
     whole = pseudo_log_likelihood(model, rows, advance=read.append)
@@ -185,8 +189,8 @@ def test_each_token_is_masked_once_and_far_from_its_peers():
         assert len(masked) == min(stride or 99, 12)
 
 
-def test_tokens_of_a_stride_that_is_too_wide_are_masked_alone():
-    model = PackedModel(load("mini"))
+def test_tokens_of_a_stride_that_is_too_wide_are_masked_alone(model):
+    model = prepare(model)
     rows = Tokenizer.for_model(model).encode_ragged(SEQUENCES)
     for a, b in zip(
         pseudo_log_likelihood(model, rows),
@@ -197,7 +201,7 @@ def test_tokens_of_a_stride_that_is_too_wide_are_masked_alone():
 
 
 def test_a_stride_of_16_is_close_on_the_embedded_model(dna):
-    model = PackedModel(load("mini"))
+    model = prepare(load("mini"))
     rows = Tokenizer.for_model(model).encode_ragged([dna(240, 1)[:120] * 2])
     (exact,), (close,) = (
         pseudo_log_likelihood(model, rows, stride=stride) for stride in (None, 16)
@@ -224,7 +228,7 @@ def test_written_masks_are_found():
     reason=f"$CEDILLA_MODELS/{REAL} is not there",
 )
 def test_the_published_model_gives_its_known_answer():
-    model = PackedModel(load(REAL))
+    model = prepare(load(REAL))
     tokenizer = Tokenizer.for_model(model)
     rows = tokenizer.encode_ragged(["ATTCCG" * 3 + "<mask>" + "ATTCCG" * 3])
     (logits,) = model.logits(rows, at=[at for _, at in written_masks(rows)])

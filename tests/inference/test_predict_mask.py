@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,12 @@ def fasta(tmp_path):
     path = tmp_path / "in.fa"
     path.write_text(f">a one\n{TEXT[:20]}\n{TEXT[20:]}\n>b\n<mask>acgtry\n")
     return path
+
+
+@pytest.fixture
+def predict(three_mers):
+    """The verb with a model over 3-mers."""
+    return partial(cedilla.predict_mask, model=str(three_mers))
 
 
 def problems(call, *args, **kwargs):
@@ -47,8 +54,8 @@ def kmers_at_masks(naive, text):
     return [dict(zip(names, row.tolist(), strict=True)) for row in p[ids[0] == 2][:, kmers]]
 
 
-def test_the_most_probable_kmers_are_those_of_the_plain_model(naive, tiny):
-    for model in ("mini", tiny):
+def test_the_most_probable_kmers_are_those_of_the_plain_model(naive, tiny, three_mers, hybrid):
+    for model in ("mini", tiny, three_mers, hybrid):
         frame = cedilla.predict_mask(TEXT, model=model, top=4)
         wanted = kmers_at_masks(naive(model), TEXT)
         assert len(frame) == 4 * len(wanted) == 8
@@ -60,14 +67,14 @@ def test_the_most_probable_kmers_are_those_of_the_plain_model(naive, tiny):
                 found["probability"], [p[k] for k in found["kmer"]], rtol=1e-3
             )
             np.testing.assert_allclose(found["other"], 1 - sum(p.values()), atol=1e-5)
-        assert frame["pos1"].unique().tolist() == [13, 26] if model == "mini" else [13, 29]
+        assert frame["pos1"].unique().tolist() == [13, 23 + naive(model).tokenizer.k]
 
 
-def test_both_strands_are_averaged_kmer_by_kmer(naive):
-    frame = cedilla.predict_mask(TEXT, strands="both", top=64)
-    forward = kmers_at_masks(naive("mini"), TEXT)
+def test_both_strands_are_averaged_kmer_by_kmer(naive, predict, three_mers):
+    frame = predict(TEXT, strands="both", top=64)
+    forward = kmers_at_masks(naive(three_mers), TEXT)
     pieces = [reverse_complement(piece) for piece in reversed(TEXT.split("<mask>"))]
-    backward = kmers_at_masks(naive("mini"), "<mask>".join(pieces))
+    backward = kmers_at_masks(naive(three_mers), "<mask>".join(pieces))
     for mask in (1, 2):
         found = frame[frame["mask"] == mask].set_index("kmer")["probability"]
         wanted = {
@@ -75,7 +82,7 @@ def test_both_strands_are_averaged_kmer_by_kmer(naive):
             for kmer, p in forward[mask - 1].items()
         }
         assert found.to_dict() == pytest.approx(wanted, rel=1e-3)
-    bases = cedilla.predict_mask(TEXT, strands="both", per="base")
+    bases = predict(TEXT, strands="both", per="base")
     first = bases.iloc[0]
     mean = [sum(p for k, p in found.items() if k[0] == "A") for found in (forward[0],)]
     mean += [sum(p for k, p in found.items() if k[-1] == "T") for found in (backward[1],)]
@@ -92,31 +99,31 @@ def test_bases_are_marginals_of_the_plain_model(naive, tiny):
                 assert row[base] == pytest.approx(share, rel=1e-3)
 
 
-def test_a_position_masks_its_kmer_in_every_sequence(tmp_path):
-    by_position = cedilla.predict_mask(["ACGTTGCAT", "TTTTTGCATA"], position="5")
-    by_hand = cedilla.predict_mask(["ACG<mask>CAT", "TTT<mask>CATA"])
+def test_a_position_masks_its_kmer_in_every_sequence(tmp_path, predict):
+    by_position = predict(["ACGTTGCAT", "TTTTTGCATA"], position="5")
+    by_hand = predict(["ACG<mask>CAT", "TTT<mask>CATA"])
     pd.testing.assert_frame_equal(by_position, by_hand)
     table = tmp_path / "in.csv"
     table.write_text("id,seq,at\nx,ACGTTGCAT,4 6\ny,TTTTTGCATA,1;5\n")
-    by_column = cedilla.predict_mask(table, sequence="seq", position="at", per="base")
+    by_column = predict(table, sequence="seq", position="at", per="base")
     assert by_column["id"].tolist() == ["x"] * 3 + ["y"] * 6
     assert by_column["pos1"].tolist() == [4, 5, 6, *range(1, 7)]
 
 
-def test_scores_agree_between_rows_and_with_either_strand():
-    one, both = (cedilla.predict_mask([PLAIN], score=True, strands=s) for s in ("forward", "both"))
+def test_scores_agree_between_rows_and_with_either_strand(predict):
+    one, both = (predict([PLAIN], score=True, strands=s) for s in ("forward", "both"))
     assert (one["tokens"][0], one["bases"][0]) == (11, 29)
-    tokens = cedilla.predict_mask([PLAIN], score=True, per="token")
-    bases = cedilla.predict_mask([PLAIN], score=True, per="base")
+    tokens = predict([PLAIN], score=True, per="token")
+    bases = predict([PLAIN], score=True, per="base")
     assert one["pll"][0] == pytest.approx(tokens["log_p"].sum())
     assert one["base_pll"][0] == pytest.approx(bases["log_p"].sum())
     assert "".join(tokens["kmer"]) == "".join(bases["base"]) == PLAIN
     assert bases["pos1"].tolist() == list(range(1, 31))
-    other = cedilla.predict_mask([reverse_complement(PLAIN)], score=True)
+    other = predict([reverse_complement(PLAIN)], score=True)
     for name in ("pll", "base_pll", "other"):
         assert both[name][0] == pytest.approx((one[name][0] + other[name][0]) / 2)
-    mean = cedilla.predict_mask([PLAIN], score=True, strands="both", per="base")
-    turned = cedilla.predict_mask([reverse_complement(PLAIN)], score=True, per="base")[::-1]
+    mean = predict([PLAIN], score=True, strands="both", per="base")
+    turned = predict([reverse_complement(PLAIN)], score=True, per="base")[::-1]
     for base, complement in zip("ACGT", "TGCA", strict=True):
         wanted = (bases[f"log_p_{base}"].to_numpy() + turned[f"log_p_{complement}"].to_numpy()) / 2
         np.testing.assert_allclose(mean[f"log_p_{base}"], wanted, atol=1e-5)
@@ -129,35 +136,35 @@ def test_a_stride_is_an_approximation(dna):
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.tsv"])
-def test_a_file_holds_all_rows(fasta, tmp_path, name):
+def test_a_file_holds_all_rows(fasta, tmp_path, name, predict):
     out = tmp_path / name
-    frame = cedilla.predict_mask(fasta, out=out)
+    frame = predict(fasta, out=out)
     reader = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".tsv": pd.read_table}[out.suffix]
     pd.testing.assert_frame_equal(reader(out), frame, check_dtype=False)
     assert frame["id"].tolist() == ["a"] * 10 + ["b"] * 5
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_small_batches_give_the_same(fasta):
-    whole, small = (cedilla.predict_mask(fasta, batch_tokens=n) for n in (None, 1))
+def test_small_batches_give_the_same(fasta, predict):
+    whole, small = (predict(fasta, batch_tokens=n) for n in (None, 1))
     pd.testing.assert_frame_equal(whole, small, rtol=1e-4)
 
 
-def test_one_sequence_is_printed_in_two_tables(capsys):
-    assert run("ACG<mask>TTT", "--top", 2) == 0
+def test_one_sequence_is_printed_in_two_tables(capsys, three_mers):
+    assert run("--model", three_mers, "ACG<mask>TTT", "--top", 2) == 0
     out = capsys.readouterr().out
     assert out.count("pos1") == 2
     assert "kmer" in out
     assert "sequence" not in out
 
 
-def test_many_rows_are_counted_and_their_n_noted(fasta, capsys):
-    assert run(fasta, "--top", 30) == 0
+def test_many_rows_are_counted_and_their_n_noted(fasta, capsys, three_mers):
+    assert run("--model", three_mers, fasta, "--top", 30) == 0
     captured = capsys.readouterr()
     assert captured.out.count("pos1") == 1
     assert "50 more rows; --out writes all of them" in captured.err
     assert "note: 2 IUPAC codes such as R or Y are read as N" in captured.err
-    assert run(PLAIN, "--score") == 0
+    assert run("--model", three_mers, PLAIN, "--score") == 0
     assert "note: 1 bases are N and get no score" in capsys.readouterr().err
 
 
@@ -172,9 +179,9 @@ def test_many_rows_are_counted_and_their_n_noted(fasta, capsys):
         ),
     ],
 )
-def test_a_dry_run_says_what_it_would_take(words, wanted, tmp_path, capsys):
+def test_a_dry_run_says_what_it_would_take(words, wanted, tmp_path, capsys, three_mers):
     out = tmp_path / "a.csv"
-    assert run(*words, "--dry-run", "--out", out) == 0
+    assert run("--model", three_mers, *words, "--dry-run", "--out", out) == 0
     err = capsys.readouterr().err
     assert wanted in err
     assert "tokens/s" in err
@@ -201,7 +208,7 @@ def test_sequences_beyond_the_context_are_refused(tiny):
     ]
 
 
-def test_all_wrong_settings_are_named_at_once(tmp_path):
+def test_all_wrong_settings_are_named_at_once(tmp_path, predict):
     (tmp_path / "a.csv").touch()
     found = problems(
         cedilla.predict_mask,
@@ -231,7 +238,7 @@ def test_all_wrong_settings_are_named_at_once(tmp_path):
     assert ".xlsx is no format to write; take .parquet, .csv, .tsv" in two
     (per,) = problems(cedilla.predict_mask, PLAIN, score=True, per="kmer")
     assert "--per kmer does not go with --score; take sequence or token or base" in per
-    assert problems(cedilla.predict_mask, TEXT, top=65) == [
+    assert problems(predict, TEXT, top=65) == [
         "cedilla predict-mask: --top 65 is impossible; the model has 64 k-mers"
     ]
 
@@ -244,8 +251,29 @@ def test_bad_input_leaves_with_code_2(tmp_path, capsys):
     assert "error: sequence 1: 'X' at position 3 is no nucleotide code" in err
 
 
-def test_tokens_of_a_sequence_that_is_shorter_than_a_kmer_have_no_other_mass():
-    frame = cedilla.predict_mask(["AC"], score=True)
+def test_tokens_of_a_sequence_that_is_shorter_than_a_kmer_have_no_other_mass(predict):
+    frame = predict(["AC"], score=True)
     assert frame["tokens"].tolist() == [2]
     assert math.isnan(frame["other"][0])
     assert frame["pll"][0] == pytest.approx(frame["base_pll"][0])
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT.replace("TT", "NT")])
+def test_single_bases_are_listed_and_averaged_over_strands(naive, hybrid, text):
+    predict = partial(cedilla.predict_mask, model=str(hybrid), strands="both")
+    frame = predict(text)  # by default as many as there are
+    assert frame.groupby("mask")["kmer"].agg(set).tolist() == [set("ACGT")] * 2
+    forward = kmers_at_masks(naive(hybrid), text)
+    turned = "<mask>".join(reverse_complement(piece) for piece in reversed(text.split("<mask>")))
+    backward = kmers_at_masks(naive(hybrid), turned)[::-1]
+    bases, other = predict(text, per="base"), predict(turned, per="base")[::-1]
+    for mask, (one, two) in enumerate(zip(forward, backward, strict=True)):
+        wanted = {b: (one[b] + two[reverse_complement(b)]) / 2 for b in "ACGT"}
+        found = frame[frame["mask"] == mask + 1].set_index("kmer")["probability"]
+        assert found.to_dict() == pytest.approx(wanted, rel=1e-4)
+        total = sum(wanted.values())
+        assert bases.iloc[mask]["other"] == pytest.approx(1 - total, abs=1e-6)
+        for base in "ACGT":
+            assert bases.iloc[mask][base] == pytest.approx(wanted[base] / total, rel=1e-4)
+            same = other.iloc[mask][reverse_complement(base)]
+            assert bases.iloc[mask][base] == pytest.approx(same, rel=1e-4)

@@ -12,7 +12,7 @@ from cedilla.dna.tokenizer import Tokenizer
 from cedilla.inference.pooling import pooler
 from cedilla.inference.tiles import Tile, Tiling, cut
 from cedilla.inference.windows import Reader, batches, windows, work
-from cedilla.models.packed import PackedModel
+from cedilla.models.families import prepare
 from cedilla.models.zoo import load
 
 
@@ -53,7 +53,7 @@ def test_rows_do_not_depend_on_batches_and_come_in_order(
     results = []
     for tokens in (1, 100, 10_000):
         pool = pooler("mean", tokenizer, skip_n=False, strands="forward")
-        reader = Reader(PackedModel(network), tokenizer, (1, 3), pool, tokens)
+        reader = Reader(prepare(network), tokenizer, (1, 3), pool, tokens)
         done: list[int] = []
         rows = reader.read(window, done.append)
         assert [row.id for row in rows] == [str(i) for i in range(30)]

@@ -89,15 +89,16 @@ def test_to_hugging_face_and_back_gives_the_same_files(tmp_path, changes):
     assert all(torch.equal(written[n], w) for n, w in dead.items())
 
 
-def test_the_embedded_model_stays_as_it_is(tmp_path):
-    out = models_convert("mini", out=tmp_path / "hf", to="hf")
+def test_a_model_in_bfloat16_stays_as_it_is(tmp_path, three_mers):
+    ours = tmp_path / "ours"
+    save_directory(load_directory(three_mers), ours, dtype=torch.bfloat16)
+    out = models_convert(str(ours), out=tmp_path / "hf", to="hf")
     stored = weights(out)
     frequencies = {n for n in stored if n.endswith("inv_freq")}
     assert {stored[n].dtype for n in frequencies} == {torch.float32}
     assert {w.dtype for n, w in stored.items() if n not in frequencies} == {torch.bfloat16}
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert (out / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
-    state = load("mini").state_dict()
+    state = load_directory(ours).state_dict()
     assert all(torch.equal(w, state[n]) for n, w in load_directory(out).state_dict().items())
 
 
@@ -212,3 +213,23 @@ def test_rescaled_positions_do_not_go_where_they_are_unknown(tmp_path):
     assert "has rescaled rotary positions, which the published code does not know" in message
     out = models_convert(str(tmp_path / "long"), out=tmp_path / "ok", to="cedilla")
     assert read_config(out / "config.json") == model.config
+
+
+def test_the_embedded_model_keeps_its_weights_and_its_licence(tmp_path):
+    out = models_convert("mini", out=tmp_path / "mini", to="cedilla")
+    assert (out / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
+    state = load("mini").state_dict()
+    assert all(torch.equal(w, state[n]) for n, w in load_directory(out).state_dict().items())
+
+
+def test_a_hybrid_has_no_counterpart_in_the_other_layout(tmp_path, hybrid):
+    message = problem(lambda: models_convert(str(hybrid), out=tmp_path / "hf", to="hf"))
+    assert "is a hybrid, which no code in Hugging Face's layout can read" in message
+    assert not (tmp_path / "hf").exists()
+    out = models_convert(str(hybrid), out=tmp_path / "half", to="cedilla", dtype="bfloat16")
+    assert read_config(out / "config.json") == read_config(hybrid / "config.json")
+    assert "A hybrid of convolutions and 2 Transformer layers" in (out / "README.md").read_text()
+    golden = load_directory(hybrid).state_dict()
+    found = weights(out)
+    assert found.keys() == golden.keys()
+    assert all(torch.equal(w, golden[n].bfloat16()) for n, w in found.items())

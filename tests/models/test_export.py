@@ -86,6 +86,24 @@ def test_the_file_tells_how_to_tokenize(v2):
     assert [i.shape for i in v2.get_inputs()] == [["batch", "length"]] * 2
 
 
+@torch.no_grad()
+def test_a_hybrid_of_any_batch_and_length(tmp_path, hybrid):
+    model = load_directory(hybrid)
+    out = models_export(str(hybrid), out=tmp_path / "h.onnx", hidden_states=True)
+    session = opened(out)
+    assert session.get_modelmeta().custom_metadata_map["k"] == "1"
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((1, 2), (1, 64), (2, 3), (3, 7), (7, 31)):
+        ids = torch.randint(6, 15, shape, generator=generator)
+        ids[:, 0] = 3
+        mask = torch.ones(shape, dtype=torch.bool)
+        mask[0, shape[1] // 2 + 1 :] = False
+        expected, found = model(ids, mask, hidden_states=True), outputs_of(session, ids, mask)
+        assert (found["logits"] - expected.logits)[mask].abs().max() <= TOLERANCE
+        states = torch.stack(expected.hidden_states)
+        assert (found["hidden_states"] - states)[:, mask].abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("gap", [0.01, float("nan")])
 def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, gap):
     torch.manual_seed(0)
@@ -114,7 +132,8 @@ def test_a_file_that_differs_is_not_left(tmp_path, monkeypatch, gap):
 def test_what_cannot_be_exported_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
     out = tmp_path / "mini.onnx"
     models_export("mini", out=out, dry_run=True)
-    assert "9.1 MB to write" in capsys.readouterr().err
+    size = sum(p.numel() for p in cedilla.load("mini").parameters()) * 4
+    assert f"{size / 1e6:.1f} MB to write" in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(InputError, match="did you mean mini"):
         models_export("minni", out=out)
@@ -145,11 +164,17 @@ def test_v1_with_its_weights_in_a_second_file(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_embedded_model_with_a_longer_context(tmp_path):
+def test_the_embedded_model_by_its_name(tmp_path):
     cedilla.models_export("mini", out=tmp_path / "mini.onnx")
     facts = opened(tmp_path / "mini.onnx").get_modelmeta().custom_metadata_map
-    assert (facts["name"], facts["licence"], facts["k"]) == ("mini", "Apache-2.0", "3")
-    model = cedilla.load("mini")
+    k = cedilla.load("mini").config.k
+    assert (facts["name"], facts["licence"], facts["k"]) == ("mini", "Apache-2.0", str(k))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_longer_context(tmp_path, three_mers):
+    model = cedilla.load(three_mers)
     model.extend_context(8, trained_tokens=300)
     save_directory(model, tmp_path / "long")
     models_export(str(tmp_path / "long"), out=tmp_path / "long.onnx")

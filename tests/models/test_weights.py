@@ -270,4 +270,4 @@ def test_an_impossible_configuration_is_named(tmp_path, text, what):
     (tmp_path / "config.json").write_text(text)
     (problem,) = problems(tmp_path)
     assert problem.startswith(f"DIR/config.json: {what}")
-    assert problem.endswith("; is it a Nucleotide Transformer?")
+    assert problem.endswith("; is it the configuration of a model that Cedilla knows?")

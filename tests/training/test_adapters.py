@@ -105,6 +105,16 @@ def test_targets_are_last_names_inside_the_blocks(tiny):
     assert not any("lm_head" in name for name in dense)
 
 
+def test_lora_adapts_the_blocks_of_a_hybrid(hybrid):
+    model = SequenceClassifier(load_directory(hybrid), 2)
+    found = prepare(model, "lora", LoRA())
+    assert len(found.modules) == 6 * 2
+    assert found.modules[0] == "encoder.layer.0.attention.self.query"
+    assert "2 × attention.output.dense" in str(found)
+    assert all("lora_" in n or n.startswith("head.") for n in trained_names(model))
+    train(model)
+
+
 def test_targets_that_match_nothing_are_named(tiny):
     with pytest.raises(InputError) as caught:
         match_modules(load_directory(tiny), ("query", "keys", "out_proj"))

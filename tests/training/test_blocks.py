@@ -115,6 +115,36 @@ def test_gradient_checkpointing_saves_memory_with_adapters_and_dropout():
     assert (activations_kept(model.encoder), estimate) == (8 + 20, 8 * 20)
 
 
+def test_gradient_checkpointing_saves_memory_of_a_hybrid(hybrid):
+    model = SequenceClassifier(load_directory(hybrid), 2, dropout=0.0).train()
+    ids, mask = batch(4, 60)
+    ids = 6 + ids % 4
+    plain, memory, _ = gradients(model, ids, mask)
+    estimate = activations_kept(model.encoder)
+    prepare_blocks(model.encoder, CPU, checkpointing=True, compiled=False)
+    recomputed, less_memory, calls = gradients(model, ids, mask)
+    assert calls == 2
+    assert_same_gradients(recomputed, plain)
+    assert less_memory < memory
+    # Two blocks of 24 on every third base beside 16 on each, and two convolutions.
+    assert (activations_kept(model.encoder), estimate) == (22 // 2 + 8, 40 // 2 + 8)
+
+
+@quiet
+@pytest.mark.slow
+def test_a_hybrid_compiles(hybrid):
+    eager, compiled = (SequenceClassifier(load_directory(hybrid), 2, dropout=0.0) for _ in "ab")
+    compiled.load_state_dict(eager.state_dict())
+    eager.train(), compiled.train()
+    prepare_blocks(compiled.encoder, CPU, checkpointing=True, compiled=True)
+    torch._dynamo.reset()
+    for B, L, pads in ((8, 30, True), (5, 41, False), (3, 50, True)):
+        ids, mask = batch(B, L, pads=pads)
+        ids = 6 + ids % 4
+        expected = gradients(eager, ids, mask)[0]
+        assert_same_gradients(gradients(compiled, ids, mask)[0], expected, atol=1e-5)
+
+
 def test_models_without_blocks_are_refused(tables, tmp_path):
     settings = {"checkpointing": True, "compiled": True}
     for encoder in (None, DilatedCNN(CNNConfig(hidden_size=8, num_hidden_layers=1))):

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from cedilla.dna import alphabet
-from cedilla.dna.lines import GZIP, _ends_whole, is_bgzip
+from cedilla.dna.lines import GZIP, ends_whole, is_bgzip
 from cedilla.dna.tables import listed
 from cedilla.errors import InputError, Problem, stop_on_errors
 from cedilla.files import cache_dir, whole_file, write_json
@@ -158,7 +158,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := source.read(_BLOCK):
                 yield block
                 bar.update(task, completed=raw.tell())
-            if is_bgzip(path) and not _ends_whole(path):
+            if is_bgzip(path) and not ends_whole(path):
                 raise _damaged(path)
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError):
             raise _damaged(path) from None

@@ -51,7 +51,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text if number > 1 else text.removeprefix(codecs.BOM_UTF8)
         except _DAMAGE:
             raise _cut_off(path, number + 1) from None
-    if is_bgzip(path) and not _ends_whole(path):
+    if is_bgzip(path) and not ends_whole(path):
         raise _cut_off(path, number + 1)
 
 
@@ -61,7 +61,8 @@ def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if zipped else open(path, "rb")
 
 
-def _ends_whole(path: Path) -> bool:
+def ends_whole(path: Path) -> bool:
+    """Whether a bgzip file has the empty block that marks its end."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - len(_BGZF_END)))
         return file.read() == _BGZF_END

@@ -121,9 +121,9 @@ _V1_2500M = v1_shape(32, 2560, 20, 10240)
 _CARDS = [
     ModelCard(
         name="mini",
-        summary="embedded: NT v2 over 3-mers, human and four other species",
-        parameters=2_286_219,
-        context=6141,
+        summary="embedded: a hybrid over single bases, human and four other species",
+        parameters=705_791,
+        context=100_000,
         licence=APACHE,
     ),
     _published(

@@ -76,7 +76,7 @@ def models_convert(
 
     Examples
     --------
-    cedilla models convert mini --to hf --out mini_hf
+    cedilla models convert my_model --to hf --out my_model_hf
     cedilla models convert my_model_hf --to cedilla --out my_model --dtype bfloat16
     """
     limit = _bytes(shard_size)

@@ -191,12 +191,22 @@ class Hybrid(nn.Module):
         methylation: Tensor | None = None,
         *,
         hidden_states: bool = False,
+        attentions: bool = False,
     ) -> Output:
-        """Run the model on token ids (B, L), as :meth:`encode` does, with the output layer."""
+        """Run the model on token ids (B, L), as :meth:`encode` does, with the output layer.
+
+        The attention maps (B, H, S, S) are over the shortened sequence, of `stride` bases each.
+        """
         layers = range(self.config.last_layer + 1) if hidden_states else [self.config.last_layer]
-        states = self.states(ids, mask, methylation, layers=layers)
+        maps: list[Tensor] | None = [] if attentions else None
+        states = self.states(ids, mask, methylation, layers=layers, maps=maps)
         last = states[-1]
-        return Output(self.lm_head(last), last, tuple(states) if hidden_states else None)
+        return Output(
+            self.lm_head(last),
+            last,
+            tuple(states) if hidden_states else None,
+            None if maps is None else tuple(maps),
+        )
 
     def encode(
         self, ids: Tensor, mask: Tensor | None = None, methylation: Tensor | None = None
@@ -228,11 +238,12 @@ class Hybrid(nn.Module):
         methylation: Tensor | None = None,
         *,
         layers: Sequence[int],
+        maps: list[Tensor] | None = None,
     ) -> list[Tensor]:
         """Hidden states (B, L, D) by number, in the order of `layers`.
 
         0 follows the stem, i convolution i, and `config.last_layer` the last LayerNorm. What lies
-        behind the last one asked for is not computed.
+        behind the last one asked for is not computed. Each block's attention is added to `maps`.
         """
         if methylation is not None and self.methylation is None:
             raise ValueError("this model has no methylation channel")
@@ -252,11 +263,11 @@ class Hybrid(nn.Module):
             x = convolution(x, real)
             found[number] = x
         if max(layers) == self.config.last_layer:
-            x = x + self._over_blocks(x, real) if len(self.blocks) else x
+            x = x + self._over_blocks(x, real, maps) if len(self.blocks) else x
             found[self.config.last_layer] = self.last_norm(x)
         return [_with_cls(found[number], real) for number in layers]
 
-    def _over_blocks(self, x: Tensor, real: Tensor | None) -> Tensor:
+    def _over_blocks(self, x: Tensor, real: Tensor | None, maps: list[Tensor] | None) -> Tensor:
         """What the Transformer blocks add to x (B, L, D)."""
         _, L, _ = x.size()
         stride = self.config.stride
@@ -267,7 +278,9 @@ class Hybrid(nn.Module):
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             call = partial(checkpoint, block, use_reentrant=False) if recompute else block
-            short, _ = call(short, keys, rotary, False)
+            short, weights = call(short, keys, rotary, maps is not None)
+            if maps is not None:
+                maps.append(weights)
         back: Tensor = self.lengthen(self.encoder["emb_layer_norm_after"](short))
         return back.repeat_interleave(stride, dim=1)[:, :L]
 

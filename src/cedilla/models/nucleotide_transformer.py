@@ -368,7 +368,7 @@ class Attention(nn.Module):
         projected = [projection(h) for projection in self.self.values()]  # each (B, L, D)
         training_on_cpu = self.training and projected[0].requires_grad and x.device.type == "cpu"
         if training_on_cpu and not (want_weights or torch.compiler.is_compiling()):
-            y = attend(*projected, self.heads, rotary, keys)
+            y = attend(*projected, heads=self.heads, rotary=rotary, keys=keys)
             return self.output["dense"](y), None
         q, k, v = (y.view(B, L, self.heads, D // self.heads).transpose(1, 2) for y in projected)
         if rotary is not None:  # on (B, H, L, head size)

@@ -22,7 +22,7 @@ ELEMENTS = 1 << 21
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, rotary: Angles | None, keys: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, *, heads: int, rotary: Angles | None, keys: Tensor | None
 ) -> Tensor:
     """softmax(q kᵀ / √head size) v (B, L, D) of projections (B, L, D), turned by `rotary` first.
 
@@ -38,16 +38,8 @@ class _Attention(torch.autograd.Function):
     """Keeps the projections alone for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        cos: Tensor,
-        sin: Tensor,
-        keys: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *how: Any) -> Tensor:
+        heads, cos, sin, keys = how
         ctx.save_for_backward(q, k, v, cos, sin, keys)
         ctx.heads = heads
         y = torch.empty_like(v)

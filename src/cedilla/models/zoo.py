@@ -170,7 +170,7 @@ def _shape_rows(config: Config) -> dict[str, str]:
     return {
         "family": family_of(config).title,
         **of_family,
-        "hidden states": f"--layers 0 to {config.last_layer}",
+        "layers": f"0 to {config.last_layer} in --layers",
         "context": f"{(tokens - 1) * config.k:,} bp: {tokens:,} tokens with <cls>",
         "parameters": f"{used:,}",
         "memory": f"{_size(used * 4)} in float32, {_size(used * 2)} in bfloat16, for the weights",

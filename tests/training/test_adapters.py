@@ -14,7 +14,13 @@ from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
 from cedilla.models.weights import load_directory
-from cedilla.training.adapters import LORA_TARGETS, LoRA, match_modules, prepare
+from cedilla.training.adapters import (
+    LORA_TARGETS,
+    LoRA,
+    default_learning_rate,
+    match_modules,
+    prepare,
+)
 from cedilla.training.batches import SequenceData
 from cedilla.training.loop import Finetuner, Schedule
 
@@ -138,3 +144,10 @@ def test_v2_50m_has_the_published_counts():
     encoder = 53_534_401 - 2050 * 512 - 12 * 16 - 1
     assert found.total == encoder + found.trainable
     assert "2.50%" in str(found)
+
+
+def test_large_models_and_baselines_have_rates_of_their_own():
+    assert default_learning_rate("full", 700_000) == 2e-3
+    assert default_learning_rate("full", 55_000_000) == 5e-5
+    assert default_learning_rate("lora", 55_000_000) == 2e-4
+    assert default_learning_rate("full", 300_000, baseline=True) == 1e-3

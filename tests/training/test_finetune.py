@@ -315,6 +315,15 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tiny, tables, t
     assert not (tmp_path / "r").exists()
 
 
+def test_of_many_training_rows_a_part_is_scored(tiny, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr("cedilla.training.finetune.TRAIN_SCORED", 50)
+    for name, model in (("a", str(tiny)), ("k", "kmer")):
+        finetune(**tables, out=tmp_path / name, model=model, **FAST, epochs=1)
+        assert len(predictions_of(tmp_path / name, "train")) == 50
+        assert metrics_of(tmp_path / name)["train"]["n"] == 50
+        assert predictions_of(tmp_path / name, "train")["label"].nunique() == 2
+
+
 def test_random_weights_are_another_start_than_the_models(tiny, tables, tmp_path):
     settings = {**tables, "model": str(tiny), **FAST, "epochs": 1}
     finetune(out=tmp_path / "a", **settings)

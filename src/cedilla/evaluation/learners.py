@@ -17,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.kmers import count_kmers
-from cedilla.models.zoo import build
+from cedilla.models.zoo import FROM_SCRATCH, build
 from cedilla.run_directory import Run
 from cedilla.training.adapters import LoRA, default_learning_rate, prepare
 from cedilla.training.batches import SequenceData
@@ -146,7 +146,9 @@ class FusedNetwork:
         schedule = Schedule(
             epochs=self.epochs,
             batch_size=BATCH_SIZE,
-            learning_rate=default_learning_rate("full", trainable.total),
+            learning_rate=default_learning_rate(
+                "full", trainable.total, baseline=self.model in FROM_SCRATCH
+            ),
             patience=0,
             select="auroc",
             seed=seed,

@@ -33,7 +33,7 @@ from cedilla.training.adapters import (
 )
 from cedilla.training.batches import SequenceData
 from cedilla.training.blocks import CPU, activations_kept, prepare_blocks
-from cedilla.training.kmer_baseline import features, fit_kmers
+from cedilla.training.kmer_baseline import predict_with_kmers
 from cedilla.training.loop import Finetuner, Schedule, default_epochs
 from cedilla.training.splits import Splits, find_files, labels_of, read_splits, take
 
@@ -75,7 +75,8 @@ def finetune(
     """Fine-tune a model on labelled sequences, and score it on train, dev and test.
 
     The epoch with the best dev metric is kept; the test set is opened once, at the end. Leaves
-    ``metrics.json``, ``predictions/{train,dev,test}.parquet`` and ``checkpoints/`` in `out`.
+    ``metrics.json``, ``predictions/{train,dev,test}.parquet`` and ``checkpoints/`` in `out`. Of
+    more than 10,000 training rows, so many are drawn for the prediction.
 
     Parameters
     ----------
@@ -187,7 +188,7 @@ def finetune(
         comparability(task, trained_on=trained_on, rows_train=len(splits.train)) if task else None
     )
     if plan is None:
-        probabilities, more = _fit_kmers(splits, scored, seed)
+        probabilities, more = predict_with_kmers(splits, scored, seed)
     else:
         run.note(trainable=str(plan.trainable), device=str(plan.device))
         probabilities, more = _fit(run, data, _data(scored, plan.tokenizer), plan)
@@ -269,7 +270,8 @@ def _plan(
     if name in FROM_SCRATCH and method != "full":
         raise InputError.one(f"model {name!r}", "has no trained weights", "use --method full")
     if not schedule.learning_rate:
-        schedule = replace(schedule, learning_rate=default_learning_rate(method, size))
+        rate = default_learning_rate(method, size, baseline=name in FROM_SCRATCH)
+        schedule = replace(schedule, learning_rate=rate)
     outputs = max(2, splits.classes)
     classifier = SequenceClassifier(encoder, outputs, pooling=pooling, dropout=lora.dropout)
     return _Plan(
@@ -311,28 +313,6 @@ def _fit(
         "parameters": plan.trainable.total,
         "best_epoch": best["epoch"],
         "epochs": len([e for e in run.events() if e["event"] == "epoch"]),
-    }
-
-
-def _fit_kmers(
-    splits: Splits, scored: Splits, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    pairs = {split: (t.sequences, labels_of(t)) for split, t in splits}
-    pipeline, k = fit_kmers(pairs["train"], pairs["dev"], seed=seed)
-    # A class that the drawn training rows lack has the probability 0.
-    probabilities = {
-        split: np.zeros((len(table), max(2, splits.classes))) for split, table in scored
-    }
-    for split, table in scored:
-        found = pipeline.predict_proba(features(table.sequences, k))
-        probabilities[split][:, pipeline.classes_] = found
-    size = pipeline[-1].coef_.size + pipeline[-1].intercept_.size
-    return probabilities, {
-        "method": f"logistic regression on {k}-mers",
-        "trainable": size,
-        "parameters": size,
-        "best_epoch": None,
-        "epochs": None,
     }
 
 

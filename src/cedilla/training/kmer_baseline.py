@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -11,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cedilla.metrics.classification import mcc
 from cedilla.models.kmers import count_kmers
+from cedilla.training.splits import Splits, labels_of
 
 GRID = [(k, c) for k in (4, 5, 6) for c in (1e-4, 1e-3, 1e-2)]
 
@@ -39,3 +41,27 @@ def fit_kmers(
                 best = (score, pipeline, k)
     assert best[1] is not None
     return best[1], best[2]
+
+
+def predict_with_kmers(
+    splits: Splits, scored: Splits, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Probabilities (N, C) of every split of `scored` by a regression fitted to `splits`, and what
+    a run says of the method."""
+    pairs = {split: (t.sequences, labels_of(t)) for split, t in splits}
+    pipeline, k = fit_kmers(pairs["train"], pairs["dev"], seed=seed)
+    # A class that the drawn training rows lack has the probability 0.
+    probabilities = {
+        split: np.zeros((len(table), max(2, splits.classes))) for split, table in scored
+    }
+    for split, table in scored:
+        found = pipeline.predict_proba(features(table.sequences, k))
+        probabilities[split][:, pipeline.classes_] = found
+    size = pipeline[-1].coef_.size + pipeline[-1].intercept_.size
+    return probabilities, {
+        "method": f"logistic regression on {k}-mers",
+        "trainable": size,
+        "parameters": size,
+        "best_epoch": None,
+        "epochs": None,
+    }

@@ -1,9 +1,9 @@
 """Write the numbers of the README and the guides from run directories.
 
-    .venv/bin/python docs/fill_numbers.py runs/guide runs/methylation_h3k4me3 runs/gue
+    .venv/bin/python docs/fill_numbers.py runs/guide runs/methylation_h3k4me3 runs/mini
 
 Each ``<!-- numbers:NAME -->`` … ``<!-- /numbers -->`` is filled in from the runs that it speaks of,
-or, about speed, from ``benchmarks/results/``; where they are not there, it stays as it is.
+or of measurements in ``benchmarks/results/``; where they are not there, it stays as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import pandas as pd
 
 from cedilla.errors import InputError, MissingData
 from cedilla.files import write_text
-from cedilla.report.benchmark_section import headline, standings
 from cedilla.report.dot_rows import METRICS, arm_name, arms_of
 from cedilla.report.results import Gathered, Result, gather
 from cedilla.report.wording import MISSING, count, decimal, interval, known_bounds, p_value, signed
@@ -120,29 +119,6 @@ def guide(gathered: Gathered) -> str:
             _table(["Noise", "Arm", "AUROC", "MCC"], arms),
         ]
     )
-
-
-def gue(gathered: Gathered) -> str:
-    """Each benchmark task: our models, our baselines and the published values, best first."""
-    places = standings(gathered.of("finetune"))
-    if not places:
-        raise MissingData.one("gue", "no run on a GUE task was given", "`cedilla run gue`")
-    parts = []
-    for place in places:
-        rows = [
-            [
-                score.model,
-                decimal(score.value),
-                interval(score.bounds),
-                _origin(score.kind),
-                score.note,
-            ]
-            for score in place.panel.scores
-        ]
-        head = ["Model", f"Test {place.panel.metric}", "95 % interval", "From", "Protocol"]
-        parts += [f"**{place.panel.task}.** {headline(place)}", _table(head, rows)]
-    parts += filter(None, [_short(places[0].runs[0], gathered).strip()])
-    return "\n\n".join(parts)
 
 
 def gue_table(_: Gathered) -> str:
@@ -387,7 +363,6 @@ BLOCKS: dict[str, Callable[[Gathered], str]] = {
     "h3k4me3-differences": differences,
     "hm27": hm27,
     "guide": guide,
-    "gue": gue,
     "gue-table": gue_table,
     "inference": inference,
     "long-context": long_context,
@@ -481,10 +456,6 @@ def _arms(metrics: Mapping[str, Any], chosen: Iterable[str]) -> list[list[str]]:
         cells = [f"{decimal(scores[m])} ({interval(b) or MISSING})" for m, b in bounds.items()]
         rows.append([arm_name(arm), *cells, decimal(scores["sd"]["auroc"])])
     return rows
-
-
-def _origin(kind: str) -> str:
-    return {"ours": "Cedilla", "baseline": "our baseline"}.get(kind, "published")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

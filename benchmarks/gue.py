@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from cedilla.evaluation.confidence import paired_block_bootstrap
-from cedilla.files import sha256, write_json
+from cedilla.files import sha256, write_json, write_text
 from cedilla.models.zoo import EMBEDDED
 from cedilla.progress import console
 from cedilla.run_directory import Run
@@ -72,6 +72,14 @@ class Cell:
         words = ["finetune", "--task", self.task, *ARMS[self.arm], "--seed", str(self.seed)]
         program = str(Path(sys.executable).with_name("cedilla"))
         return [program, *words, "--out", str(self.path(out)), "--resume"]
+
+
+def same_weights(out: Path) -> None:
+    """Refuse cells of another `mini`: its hash is kept beside them."""
+    note, now = out / "mini.sha256", sha256(EMBEDDED / "mini" / "model.safetensors")
+    if note.exists() and note.read_text() != now:
+        sys.exit(f"{out} holds cells of another mini: choose another folder")
+    write_text(note, now)
 
 
 def cells(tasks: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Cell]:
@@ -145,7 +153,7 @@ def _scores(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _difference(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, float] | None:
-    """Of the mean MCC over seeds; None until both sides are whole."""
+    """Of the mean MCC over the seeds that are done; None until there is one on both sides."""
     if not ours or not theirs:
         return None
     labels, a = _test(ours)
@@ -170,12 +178,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--arms", nargs="+", default=tuple(ARMS), choices=tuple(ARMS))
     chosen = parser.parse_args()
+    same_weights(chosen.out)
+    wanted = list(cells(chosen.tasks, chosen.arms, chosen.seeds))
     with ThreadPoolExecutor(chosen.workers) as pool:
-        for _ in pool.map(
-            lambda cell: fill(cell, chosen.out), cells(chosen.tasks, chosen.arms, chosen.seeds)
-        ):
-            pass
-    write_json(RESULTS, summary(chosen.tasks, chosen.out, chosen.seeds))
+        list(pool.map(lambda cell: fill(cell, chosen.out), wanted))
+    done = [task for task in chosen.tasks if Run(Cell(task, "mini", 0).path(chosen.out)).complete]
+    write_json(RESULTS, summary(done, chosen.out, chosen.seeds))
+    if any(not Run(cell.path(chosen.out)).complete for cell in wanted):
+        sys.exit("some cells failed: see their logs, then start again")
 
 
 if __name__ == "__main__":

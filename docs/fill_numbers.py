@@ -124,12 +124,11 @@ def guide(gathered: Gathered) -> str:
 def gue_table(_: Gathered) -> str:
     """The nine GUE tasks whose files are complete: `mini`, its baselines, published values."""
     result = _measured("gue")
-    rows, reached, ahead = [], [], {"cnn": 0, "random": 0}
+    rows, reached, ahead = [], [], {"cnn": 0, "random": 0, "kmer": 0}
     for task, found in result["tasks"].items():
         arms, known, best = found["arms"], found["published"], found["best_published"]
         reached.append(np.mean(arms["mini"]["test_mcc"]) >= best["mcc"])
-        for other in ahead:
-            gap = found["differences"][other]
+        for other, gap in found["differences"].items():
             ahead[other] += gap["estimate"] > 0 and gap["p"] < 0.05
         rows.append(
             [
@@ -175,11 +174,12 @@ def mini_training(gathered: Gathered) -> str:
         for e in events
     ]
     held_out = ", ".join(result.config["validation_contigs"])
+    minutes = sum(event["seconds"] for event in events) / 60
     return "\n\n".join(
         [
             f"{count(manifest['tokens_seen'])} tokens, a base each, in "
-            f"{count(result.config['steps'])} steps, {manifest['seconds'] / 60:.0f} minutes of "
-            f"{manifest['processes']} processes on one thread each. Held out: {held_out}. There "
+            f"{count(result.config['steps'])} steps, {minutes:.0f} minutes of "
+            f"{manifest['processes']} processes. Held out: {held_out}. There "
             f"the masked loss is {metrics['loss']:.4f} nats per base (perplexity "
             f"{metrics['perplexity']:.3f}, accuracy {metrics['accuracy']:.1%}); a Markov chain of "
             f"order {result.config['markov_order']} "

@@ -82,7 +82,11 @@ class Run:
                 return run
             run._data_before = run._read_manifest().get("data", [])
             run._clear_up()
-        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"cannot be made: {error.strerror}"
+            raise InputError.one(path, why, "choose another --out") from None
         run.manifest = {
             "verb": verb,
             "version": __version__,
@@ -94,7 +98,8 @@ class Run:
             "data": [],
         }
         write_text(run.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        run._write_manifest()
+        if not run._data_before:  # else the first note replaces what a resumed run began with
+            run._write_manifest()
         return run
 
     @property
@@ -135,6 +140,39 @@ class Run:
             self.note(synthetic=True)
         entry = {"role": role, "file": Path(path).name, "sha256": content, "rows": rows}
         self.note(data=[*self.manifest["data"], entry])
+
+    def note_inputs(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Add files of which number, order and further facts belong to the run, all at once.
+
+        Each of `inputs` has a `path`, a `role`, and facts such as ``rows=2``. Raises
+        :class:`InputError` when a resumed run had others: another file, fact or order.
+        """
+        entries = [
+            {
+                "role": one["role"],
+                "file": Path(one["path"]).name,
+                "sha256": sha256(one["path"]),
+                **{key: _plain(one[key]) for key in one if key not in ("role", "path")},
+            }
+            for one in inputs
+        ]
+        # A file may have been renamed, not changed.
+        now, before = (
+            [{k: v for k, v in entry.items() if k != "file"} for entry in some]
+            for some in (entries, self._data_before)
+        )
+        if before and now != before:
+            differs = next(
+                (i for i, (a, b) in enumerate(zip(now, before, strict=False)) if a != b),
+                min(len(now), len(before)),
+            )
+            where = inputs[differs]["path"] if differs < len(inputs) else self.path
+            raise InputError.one(
+                where,
+                f"the run in {self.path} began with other files or weights",
+                "restore them, or choose another --out",
+            )
+        self.note(data=entries)
 
     def log(self, **event: Any) -> None:
         """Append an event, such as an epoch's metrics, to ``metrics.jsonl``."""

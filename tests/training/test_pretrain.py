@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import cedilla
+from cedilla import run_directory
 from cedilla.errors import InputError
 from cedilla.models.weights import load_directory
 from cedilla.training import pretrainer
@@ -80,7 +81,8 @@ def test_a_repetitive_genome_is_learned_beyond_its_frequencies(genome, tmp_path)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     # A chain of bases sees to the left only, and the repeat is 21 long.
     assert 0 < metrics["markov_loss"] < metrics["unigram_loss"]
-    assert metrics["tokens_seen"] == events[-1]["tokens"] == 150 * 16 * 16
+    assert metrics["tokens"] == metrics["step"] * 16 * 16
+    assert events[-1]["tokens"] == 150 * 16 * 16
     assert all(event["learning_rate"] < 1e-2 for event in events)
     # What is reported belongs to the model that is kept.
     assert metrics["loss"] == min(event["loss"] for event in events)
@@ -330,3 +332,47 @@ def test_what_cannot_be_read_or_cut_is_refused_before_the_run_begins(genome, tmp
 def test_a_training_that_diverges_says_so(genome, tmp_path):
     with pytest.raises(InputError, match=r"the loss is not finite; lower --learning-rate"):
         pretrain(genomes=genome, out=tmp_path / "r", **SHORT | {"learning_rate": 1e38})
+
+
+def test_a_list_with_other_weights_is_another_run(genome, tmp_path):
+    sources = tmp_path / "l.tsv"
+    other = tmp_path / "b.fa"
+    other.write_text(">b\n" + "ACGTTGCA" * 400 + "\n")
+    sources.write_text(f"{genome[0]}\t1\n{other}\t1\n")
+    pretrain(genomes=(str(sources),), out=tmp_path / "r", **SHORT)
+    (tmp_path / "r" / "metrics.json").unlink()
+    sources.write_text(f"{genome[0]}\t9\n{other}\t1\n")
+    with pytest.raises(InputError, match="other files or weights"):
+        pretrain(genomes=(str(sources),), out=tmp_path / "r", **SHORT, resume=True)
+
+
+def test_a_run_killed_while_it_notes_its_genomes_goes_on(genome, tmp_path, monkeypatch):
+    other = tmp_path / "b.fa"
+    other.write_text(">b\n" + "ACGTTGCA" * 400 + "\n")
+    settings = {"genomes": (genome[0], str(other)), "out": tmp_path / "r"}
+    pretrain(**settings, **SHORT)
+    (tmp_path / "r" / "metrics.json").unlink()
+    real, seen = run_directory.sha256, []
+
+    def killed(path):
+        seen.append(path)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(run_directory, "sha256", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(**settings, **SHORT, resume=True)
+    monkeypatch.setattr(run_directory, "sha256", real)
+    pretrain(**settings, **SHORT, resume=True)
+    assert (tmp_path / "r" / "metrics.json").exists()
+
+
+def test_the_end_names_the_model_and_the_baselines(genome, tmp_path, capsys):
+    pretrain(genomes=genome, out=tmp_path / "r", **SHORT)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Markov chain, order 5" in said
+    assert "token frequencies" in said
+    assert "checkpoints/best" in said.replace(" ", "")
+    # A run serves as the model that it made.
+    assert cedilla.load(tmp_path / "r").config.k == 3

@@ -1,8 +1,8 @@
 """A language model for inference: rows of any length in, hidden states or logits out.
 
-What a row gives does not depend on the rows beside it. On a CPU the rows are dealt into tiles, and
-each core takes one tile at a time through the whole model: its activations stay in the cache, and
-no core waits for another between two operations.
+But for rounding, what a row gives does not depend on the rows beside it. On a CPU the rows are
+dealt into tiles, and each core takes one tile at a time through the whole model: its activations
+stay in the cache, and no core waits for another between two operations.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ that the model has never seen. Three published ways to keep them within what it 
   once are divided, those between are blended; and the attention logits are sharpened (Peng et al.
   2023, arXiv:2309.00071; constants and blend are those of its code, which transformers has too).
 
-``benchmarks/long_context.py`` measures them on ``mini``, beside ``none``, plain positions. ``yarn``
-is the default: at four and eight times the trained length it lost least, and at twice it was as
-good as any. From four times on, pieces of the trained length were as good or better: read those
-where nothing needs more at once.
+``benchmarks/long_context.py`` measures them on a small model, beside ``none``, plain positions.
+``yarn`` is the default: at four and eight times the trained length it lost least, and at twice it
+was as good as any. From four times on, pieces of the trained length were as good or better: read
+those where nothing needs more at once.
 """
 
 from __future__ import annotations

@@ -69,9 +69,15 @@ def build(name_or_dir: str | Path) -> nn.Module:
 
 
 def directory(name_or_dir: str | Path) -> Path:
-    """The directory with a model's files; raises as :func:`load` does."""
+    """The directory with a model's files; raises as :func:`load` does.
+
+    Of the run directory of a pre-training, the one with its best weights.
+    """
     if not _is_name(name_or_dir):
-        return Path(name_or_dir)
+        path = Path(name_or_dir)
+        best = path / "checkpoints" / "best"
+        is_run = not (path / "config.json").exists() and (best / "config.json").exists()
+        return best if is_run else path
     found = card(str(name_or_dir))
     if found.kind == "baseline":
         raise InputError.one(
@@ -130,7 +136,7 @@ def models_show(name: str) -> None:
     cedilla models show mini
     cedilla models show nucleotide-transformer-v2-50m
     """
-    rows = _card_rows(card(name)) if _is_name(name) else _directory_rows(Path(name))
+    rows = _card_rows(card(name)) if _is_name(name) else _directory_rows(directory(name))
     width = max(map(len, rows))
     for label, text in rows.items():
         print(f"{label:<{width}}  {text}")

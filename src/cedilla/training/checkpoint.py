@@ -112,7 +112,8 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _steps(folder: Path) -> list[Path]:
     """The checkpoints of steps, first to last."""
-    return sorted(folder.glob("step-*.pt"), key=lambda file: int(file.stem.removeprefix("step-")))
+    found = [file for file in folder.glob("step-*.pt") if file.stem[5:].isdecimal()]
+    return sorted(found, key=lambda file: int(file.stem[5:]))
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

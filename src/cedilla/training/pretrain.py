@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -11,9 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from cedilla.dna.tokenizer import Tokenizer
 from cedilla.errors import Problem, stop_on_errors
+from cedilla.models.shards import main_file, weight_files
+from cedilla.models.zoo import directory
 from cedilla.progress import console
 from cedilla.run_directory import Run
 from cedilla.training.blocks import prepare_blocks
@@ -211,12 +215,13 @@ def _check(settings: Mapping[str, Any], here: World) -> None:
     rules += [
         (settings["k"] in range(1, 9), "k", "1 to 8"),
         (settings["markov_order"] in range(11), "markov_order", "0 to 10"),
-        (rate > 0, "learning_rate", "above 0"),
+        (0 < rate < math.inf, "learning_rate", "above 0"),
         (0 <= settings["initial_learning_rate"] <= rate, "initial_learning_rate", f"0 to {rate}"),
         (0 < settings["validation_share"] < 1, "validation_share", "between 0 and 1"),
-        (settings["soft_weight"] >= 0, "soft_weight", "0 at least"),
+        (0 <= settings["soft_weight"] < math.inf, "soft_weight", "0 at least"),
+        (0 <= settings["seed"] < 2**63, "seed", "0 to 2^63 - 1"),
         (0 < settings["distill_weight"] <= 1, "distill_weight", "above 0, to 1"),
-        (settings["temperature"] > 0, "temperature", "above 0"),
+        (0 < settings["temperature"] < math.inf, "temperature", "above 0"),
     ]
     problems = [
         _problem(f"{name} {settings[name]} is impossible", mend)
@@ -235,6 +240,9 @@ def _misfits(settings: Mapping[str, Any], here: World) -> list[Problem]:
         parts = f"{here.size} for the processes times accumulate {settings['accumulate']}"
         near = -(-n // ways) * ways
         problems.append(_problem(f"{what}, {parts}", f"take batch_size {near}"))
+    if settings["cooldown"] > settings["steps"]:
+        what = f"cooldown {settings['cooldown']} is longer than steps {settings['steps']}"
+        problems.append(_problem(what, "lower it"))
     if settings["sharded"] and here.size == 1:
         mend = "start with torchrun --nproc-per-node N --no-python cedilla pretrain"
         problems.append(_problem("sharded needs several processes", mend))
@@ -316,13 +324,27 @@ def _begin(task: _Task, settings: Mapping[str, Any]) -> Run:
     run = Run.start(settings["out"], verb="pretrain", config=settings, resume=settings["resume"])
     if run.complete:
         return run
-    for genome in task.genomes:
-        for path in genome.files:
-            run.note_data(path, role="genome", rows=len(genome.contigs))
+    run.note_inputs(_inputs(task, settings))
     here = task.trainer.here
     run.note(parameters=task.trainer.parameters, device=str(here.device), processes=here.size)
     run.note(seed=settings["seed"], precision=str(task.trainer.precision.dtype))
     return run
+
+
+def _inputs(task: _Task, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All files that the numbers follow from."""
+    found = [
+        {"path": path, "role": "genome", "rows": len(genome.contigs), "weight": genome.weight}
+        for genome in task.genomes
+        for path in genome.files
+    ]
+    for role in ("init", "teacher"):
+        if settings[role]:
+            found += [
+                {"path": path, "role": role}
+                for path in weight_files(main_file(directory(settings[role])))
+            ]
+    return found
 
 
 def _train(task: _Task, run: Run | None, settings: Mapping[str, Any], here: World) -> None:
@@ -334,8 +356,28 @@ def _train(task: _Task, run: Run | None, settings: Mapping[str, Any], here: Worl
         tokens = settings["steps"] * trainer.tokens_per_step
         run.note(tokens_seen=tokens)
         best = best_of(run.events())
-        names = ("step", "loss", "perplexity", "accuracy", *floors)
-        run.finish({name: best[name] for name in names} | {"tokens_seen": tokens})
+        names = ("step", "tokens", "loss", "perplexity", "accuracy", *floors)
+        run.finish({name: best[name] for name in names})
+        console.print(_summary(best, settings["markov_order"]))
+        console.print(f"the model is in {run.path / 'checkpoints' / 'best'}")
+
+
+def _summary(best: Mapping[str, Any], order: int) -> Table:
+    """The best validation beside the baselines."""
+    table = Table(title=f"held out, after step {best['step']:,}")
+    for column in ("", "nats a masked token", "perplexity", "accuracy"):
+        table.add_column(column, justify="right" if column else "left")
+    named = {
+        "": "model",
+        "unigram_": "token frequencies",
+        "markov_": f"Markov chain, order {order}",
+    }
+    for prefix, name in named.items():
+        loss, perplexity, right = (best[prefix + key] for key in ("loss", "perplexity", "accuracy"))
+        table.add_row(name, f"{loss:.4f}", f"{perplexity:.3f}", f"{right:.1%}")
+    if best["loss"] >= best["markov_loss"]:
+        table.caption = "The chain, which only counts, is as good or better: train longer."
+    return table
 
 
 def _baselines(task: _Task, settings: Mapping[str, Any]) -> dict[str, float]:

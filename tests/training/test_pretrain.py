@@ -376,3 +376,9 @@ def test_the_end_names_the_model_and_the_baselines(genome, tmp_path, capsys):
     assert "checkpoints/best" in said.replace(" ", "")
     # A run serves as the model that it made.
     assert cedilla.load(tmp_path / "r").config.k == 3
+
+
+def test_settings_of_distillation_want_a_teacher(genome, tmp_path):
+    with pytest.raises(InputError, match="distill_weight and temperature without a teacher"):
+        pretrain(genomes=genome, out=tmp_path / "r", **SHORT, distill_weight=0.9, temperature=3.0)
+    assert not (tmp_path / "r").exists()

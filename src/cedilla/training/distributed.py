@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -106,7 +107,8 @@ def world() -> Iterator[World]:
         what = f"WORLD_SIZE is set, but not {', '.join(missing)}"
         raise InputError.one("environment", what, "start with torchrun, or unset WORLD_SIZE")
     device = _device() if cuda else torch.device("cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # The others wait while the first process stores genomes and counts baselines.
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))
     here = World(device=device, rank=dist.get_rank(), size=dist.get_world_size())
     quiet, console.quiet = console.quiet, not here.first
     try:

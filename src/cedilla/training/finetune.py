@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cedilla.dna.tables import SequenceTable
 from cedilla.dna.tokenizer import Tokenizer
-from cedilla.errors import InputError, Problem, stop_on_errors
+from cedilla.errors import InputError, Problem, stop_on_errors, unmet
 from cedilla.evaluation.confidence import block_bootstrap
 from cedilla.metrics.classification import METRICS, classification_metrics
 from cedilla.models.classifier import SequenceClassifier
@@ -218,11 +218,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
         (rate is None or rate > 0, "learning_rate", "above 0"),
         (0 <= settings["dropout"] < 1, "dropout", "from 0 to below 1"),
     ]
-    stop_on_errors(
-        Problem(where="cedilla finetune", what=f"{name} {settings[name]} is impossible", mend=mend)
-        for good, name, mend in rules
-        if not good
-    )
+    named = ((good, f"{name} {settings[name]} is impossible", mend) for good, name, mend in rules)
+    stop_on_errors(unmet("cedilla finetune", named))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

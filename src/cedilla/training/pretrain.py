@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from cedilla.dna.tokenizer import Tokenizer
-from cedilla.errors import Problem, stop_on_errors
+from cedilla.errors import stop_on_errors, unmet
 from cedilla.models.shards import main_file, weight_files
 from cedilla.models.zoo import directory
 from cedilla.progress import console
@@ -27,8 +27,12 @@ from cedilla.training.genomes import Genome, WindowSampler, hold_out, read_genom
 from cedilla.training.markov import baselines
 from cedilla.training.precision import Precision
 from cedilla.training.pretrainer import Masked, Pretrainer, Schedule, best_of, held_out_set
-from cedilla.training.starting_model import starting_model
+from cedilla.training.starting_model import WHERE, starting_model
 
+LEAST = dict.fromkeys(("cooldown", "overlap", "random_start"), 0) | dict.fromkeys(
+    ("layers", "hidden_size", "heads", "intermediate_size", "channels", "stride", "batch_size",
+     "accumulate", "steps", "warmup", "validation_windows", "checkpoint_every", "keep"), 1,
+) | {"tokens": 2}  # fmt: skip
 BASELINE_SEED, BASELINE_BASES = 1 << 40, 20_000_000
 
 
@@ -198,19 +202,7 @@ class _Task:
 
 def _check(settings: Mapping[str, Any], here: World) -> None:
     """Raise :class:`InputError` with every setting that no pre-training can have."""
-    least = {"layers": 1, "hidden_size": 1, "heads": 1, "intermediate_size": 1, "tokens": 2}
-    least |= {
-        "channels": 1,
-        "stride": 1,
-        "batch_size": 1,
-        "accumulate": 1,
-        "steps": 1,
-        "warmup": 1,
-        "cooldown": 0,
-        "validation_windows": 1,
-    }
-    least |= {"checkpoint_every": 1, "keep": 1, "overlap": 0, "random_start": 0}
-    rules = [(settings[name] >= n, name, f"{n} at least") for name, n in least.items()]
+    rules = [(settings[name] >= n, name, f"{n} at least") for name, n in LEAST.items()]
     rate = settings["learning_rate"]
     rules += [
         (settings["k"] in range(1, 9), "k", "1 to 8"),
@@ -223,34 +215,35 @@ def _check(settings: Mapping[str, Any], here: World) -> None:
         (0 < settings["distill_weight"] <= 1, "distill_weight", "above 0, to 1"),
         (0 < settings["temperature"] < math.inf, "temperature", "above 0"),
     ]
-    problems = [
-        _problem(f"{name} {settings[name]} is impossible", mend)
-        for good, name, mend in rules
-        if not good
-    ]
-    stop_on_errors(problems or _misfits(settings, here))
+    named = ((good, f"{name} {settings[name]} is impossible", mend) for good, name, mend in rules)
+    stop_on_errors(unmet(WHERE, named) or unmet(WHERE, _fits(settings, here)))
 
 
-def _misfits(settings: Mapping[str, Any], here: World) -> list[Problem]:
-    """Settings that do not go with each other."""
+def _fits(settings: Mapping[str, Any], here: World) -> list[tuple[bool, str, str]]:
+    """Rules of settings that must go with each other: met, what is wrong, mend."""
     n, ways = settings["batch_size"], here.size * settings["accumulate"]
-    problems = []
-    if n % ways:
-        what = f"batch_size {n} cannot be cut evenly into {ways} parts"
-        parts = f"{here.size} for the processes times accumulate {settings['accumulate']}"
-        near = -(-n // ways) * ways
-        problems.append(_problem(f"{what}, {parts}", f"take batch_size {near}"))
-    if settings["cooldown"] > settings["steps"]:
-        what = f"cooldown {settings['cooldown']} is longer than steps {settings['steps']}"
-        problems.append(_problem(what, "lower it"))
-    if settings["sharded"] and here.size == 1:
-        mend = "start with torchrun --nproc-per-node N --no-python cedilla pretrain"
-        problems.append(_problem("sharded needs several processes", mend))
-    return problems
-
-
-def _problem(what: str, mend: str) -> Problem:
-    return Problem(where="cedilla pretrain", what=what, mend=mend)
+    parts = f"{here.size} for the processes times accumulate {settings['accumulate']}"
+    defaults = pretrain.__kwdefaults__ or {}
+    idle = [name for name in ("distill_weight", "temperature") if settings[name] != defaults[name]]
+    cooldown, steps = settings["cooldown"], settings["steps"]
+    return [
+        (
+            n % ways == 0,
+            f"batch_size {n} cannot be cut evenly into {ways} parts, {parts}",
+            f"take batch_size {-(-n // ways) * ways}",
+        ),
+        (cooldown <= steps, f"cooldown {cooldown} is longer than steps {steps}", "lower it"),
+        (
+            not idle or settings["teacher"] is not None,
+            f"{' and '.join(idle)} without a teacher",
+            "name one with --teacher",
+        ),
+        (
+            not settings["sharded"] or here.size > 1,
+            "sharded needs several processes",
+            "start with torchrun --nproc-per-node N --no-python cedilla pretrain",
+        ),
+    ]
 
 
 def _prepare(settings: Mapping[str, Any], here: World) -> _Task:

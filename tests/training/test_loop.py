@@ -142,6 +142,6 @@ def test_a_training_that_diverges_says_so(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(100, 10), (6_000, 10), (10_000, 6), (47_356, 3)])
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (5_000, 20), (20_000, 5), (47_356, 3)])
 def test_few_rows_are_seen_more_often(rows, epochs):
     assert default_epochs(rows) == epochs

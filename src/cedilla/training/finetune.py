@@ -58,7 +58,7 @@ def finetune(
     learning_rate: float | None = None,
     batch_size: int = 64,
     epochs: int | None = None,
-    patience: int = 3,
+    patience: int = 0,
     select: Literal["mcc", "f1", "auroc", "accuracy"] = "mcc",
     strands: bool = True,
     rows: int | None = None,
@@ -106,10 +106,11 @@ def finetune(
     batch_size:
         Sequences per step.
     epochs:
-        Passes over the training rows, at most; by default as many as make 60,000 rows, but from 3
-        to 10.
+        Passes over the training rows, at most; by default as many as make 100,000 rows, but from 3
+        to 30.
     patience:
-        Stop after this many epochs without a better dev metric; 0 never stops.
+        Stop after this many epochs without a better dev metric; 0 never stops, since the last
+        epochs, where the rate falls, are often the best.
     select:
         The dev metric that chooses the epoch.
     strands:

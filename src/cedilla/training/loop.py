@@ -39,8 +39,8 @@ class Schedule:
 
 
 def default_epochs(rows: int) -> int:
-    """Few rows want more passes; many have said enough after three (chosen on dev sets of GUE)."""
-    return min(10, max(3, round(60_000 / rows)))
+    """Few rows want many passes; many have said enough after three (chosen on dev sets of GUE)."""
+    return min(30, max(3, round(100_000 / rows)))
 
 
 class Finetuner:

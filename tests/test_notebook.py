@@ -86,7 +86,7 @@ def test_validation_finds_the_mistakes_that_were_put_in(executed: nbformat.Noteb
 
 
 def test_lora_trains_the_layers_that_it_names(executed: nbformat.NotebookNode) -> None:
-    shown = text(cell(executed, "lora = LoRA"))
+    shown = text(cell(executed, "lora = Adapter"))
     for name in ("self.query", "self.key", "self.value", "attention.output.dense"):
         assert re.search(rf"\d+ × (attention\.)?{re.escape(name)}", shown)
     assert re.search(r"[\d,]+ of [\d,]+ parameters \(\d\.\d\d%\)", shown)

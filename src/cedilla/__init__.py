@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cedilla.evaluation.compare import compare
     from cedilla.evaluation.evaluate import evaluate
     from cedilla.inference.embed import embed
+    from cedilla.inference.predict import predict
     from cedilla.inference.predict_mask import predict_mask
     from cedilla.methylation.check import MethylationDataValidator, check
     from cedilla.methylation.simulate import simulate
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from cedilla.report.report import report
     from cedilla.tasks.download import data_get, data_list
     from cedilla.training.finetune import finetune
+    from cedilla.training.merge import merge
+    from cedilla.training.model_directory import load_finetuned
     from cedilla.training.pretrain import pretrain
+    from cedilla.training.tune import tune
 
 T = TypeVar("T")
 
@@ -53,16 +57,20 @@ _HOMES = {
     "evaluate": "cedilla.evaluation.evaluate",
     "finetune": "cedilla.training.finetune",
     "load": "cedilla.models.zoo",
+    "load_finetuned": "cedilla.training.model_directory",
+    "merge": "cedilla.training.merge",
     "models": "cedilla.models.zoo",
     "models_convert": "cedilla.models.convert",
     "models_export": "cedilla.models.export",
     "models_get": "cedilla.models.fetch",
     "models_show": "cedilla.models.zoo",
+    "predict": "cedilla.inference.predict",
     "predict_mask": "cedilla.inference.predict_mask",
     "pretrain": "cedilla.training.pretrain",
     "report": "cedilla.report.report",
     "run": "cedilla.config",
     "simulate": "cedilla.methylation.simulate",
+    "tune": "cedilla.training.tune",
 }
 
 __all__ = [
@@ -79,16 +87,20 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "load_finetuned",
+    "merge",
     "models",
     "models_convert",
     "models_export",
     "models_get",
     "models_show",
+    "predict",
     "predict_mask",
     "pretrain",
     "report",
     "run",
     "simulate",
+    "tune",
 ]
 
 

@@ -47,9 +47,12 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "methylation check": ("cedilla.methylation.check:check", "Find what is wrong in a table."),
     "finetune": ("cedilla.training.finetune:finetune", "Adapt a model to labelled sequences."),
+    "tune": ("cedilla.training.tune:tune", "Search settings of fine-tuning, on dev alone."),
+    "merge": ("cedilla.training.merge:merge", "Fold an adapter into its base model."),
     "compare": ("cedilla.evaluation.compare:compare", "Ask what methylation adds to sequence."),
     "evaluate": ("cedilla.evaluation.evaluate:evaluate", "Score predictions, with intervals."),
     "embed": ("cedilla.inference.embed:embed", "Turn sequences into vectors."),
+    "predict": ("cedilla.inference.predict:predict", "Predict with a fine-tuned model."),
     "predict-mask": (
         "cedilla.inference.predict_mask:predict_mask",
         "Predict masked bases, or score whole sequences.",
@@ -262,6 +265,7 @@ def _examine(
     where: str,
 ) -> None:
     """Before cyclopts converts anything: add the settings, and find all that is wrong at once."""
+    arguments = ArgumentCollection(one for one in arguments if one.parse)  # others are Python's
     problems = _take(settings or {}, where, arguments)
     problems += _unknown_options(words, where, arguments)
     for argument in arguments:

@@ -167,9 +167,10 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; raises :class:`InputError` where a key stands twice."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except IsADirectoryError:
         raise InputError.one(path, "is a directory", "name a YAML file") from None
     except FileNotFoundError:
@@ -181,6 +182,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError.one(f"{path} line {line}", f"is not YAML: {error.problem}") from None
     except (yaml.YAMLError, TypeError) as error:
         raise InputError.one(path, f"is not YAML: {error}".splitlines()[0]) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = read_yaml(path)
     if not isinstance(document, dict) or not isinstance(document.get("steps"), list):
         raise InputError.one(path, "has no list of steps", "write steps: and - verb: {…} below")
     if not isinstance(document.get("out", ""), str):

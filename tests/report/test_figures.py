@@ -15,6 +15,7 @@ from PIL import Image
 from cedilla.report.figures import Curve, History, ranking_curves, training_history
 from cedilla.report.look import FILE_PIXELS, LOOKS, Look, pictures
 
+SCORES = {"f1": "F1", "mcc": "MCC"}
 ROC_AND_PR = partial(
     ranking_curves,
     [
@@ -73,7 +74,7 @@ def test_the_curves_end_in_their_corners_and_pr_has_its_prevalence() -> None:
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_history_shows_losses_and_scores_and_rings_the_kept_epoch(narrow: bool) -> None:
-    history = History(name="a run", epochs=epochs(4), best=3)
+    history = History(name="a run", epochs=epochs(4), best=3, scores=SCORES)
     losses, scores = training_history([history], Look(narrow=narrow)).axes
     shown = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
     assert shown["train"] == [1 / k for k in range(1, 5)]
@@ -86,8 +87,8 @@ def test_a_history_shows_losses_and_scores_and_rings_the_kept_epoch(narrow: bool
 def test_histories_of_one_epoch_or_without_dev_scores_are_drawn() -> None:
     bare = [{"epoch": 1, "train_loss": 0.5}]
     histories = [
-        History(name="one", epochs=epochs(1), best=1),
-        History(name="bare", epochs=bare, best=None),
+        History(name="one", epochs=epochs(1), best=1, scores=SCORES),
+        History(name="bare", epochs=bare, best=None, scores=SCORES),
     ]
     figure = training_history(histories, Look())
     FigureCanvasAgg(figure).draw()

@@ -25,7 +25,7 @@ PRINTED_MEANS = {
     },
     "DNABERT-2♦": {"": 67.77},
 }  # fmt: skip
-# Lindsey et al. 2025, Table 2, row GUE: over 18 tasks, with MCC on virus/covid, which is no row here.
+# Lindsey et al. 2025, Table 2, row GUE: over 18 tasks, with MCC on virus/covid, no row here.
 MEANS_OF_LINDSEY = {
     "CNN": (0.569, 0.128),
     "GPT-2 (BPE)": (0.614, 0.549),

@@ -18,7 +18,7 @@ from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.models.nucleotide_transformer import NTConfig, NucleotideTransformer
 from cedilla.models.weights import load_directory
-from cedilla.training.adapters import LoRA, prepare
+from cedilla.training.adapters import Adapter, prepare
 from cedilla.training.blocks import CPU, activations_kept, prepare_blocks
 from cedilla.training.finetune import finetune
 from cedilla.training.pretrain import pretrain
@@ -42,7 +42,7 @@ def classifier(*, dropout: float = 0.2) -> SequenceClassifier:
     encoder = NucleotideTransformer(config)
     encoder.initialise()
     model = SequenceClassifier(encoder, 2, dropout=dropout)
-    prepare(model, "lora", LoRA(dropout=dropout))
+    prepare(model, "lora", Adapter(dropout=dropout))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)

@@ -43,7 +43,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     other[0].load_state_dict(model[0].state_dict())
     save_state(tmp_path, model, optimiser, step=7)
     step(model, optimiser)
-    assert load_state(tmp_path, other, other_optimiser) == 7
+    assert load_state(tmp_path, other, other_optimiser) == {"step": 7}
     step(other, other_optimiser)  # on the same random numbers
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
@@ -52,7 +52,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 def test_without_a_checkpoint_training_starts_at_zero(tmp_path):
     model, optimiser = setting(0)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    assert load_state(tmp_path, model, optimiser) == 0
+    assert load_state(tmp_path, model, optimiser) == {}
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
@@ -93,7 +93,7 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(KeyboardInterrupt):
         save_state(tmp_path, model, optimiser, step=2)
-    assert load_state(tmp_path, model, optimiser) == 1
+    assert load_state(tmp_path, model, optimiser) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

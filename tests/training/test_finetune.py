@@ -27,7 +27,7 @@ from cedilla.training.finetune import finetune
 from cedilla.training.splits import SPLITS
 
 SIZES = {"train": 128, "dev": 40, "test": 48}  # of the tables in conftest.py
-FAST = {"batch_size": 16, "learning_rate": 2e-3, "patience": 0}
+FAST = {"batch_size": 16, "learning_rate": 2e-3, "select": "mcc"}
 
 
 def metrics_of(out: Path) -> dict:
@@ -114,7 +114,8 @@ def test_epochs_config_and_data_are_written_down(run, tables):
     assert {"event", "epoch", "train_loss", "dev_loss", "dev"} == events[0].keys()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["learning_rate"] == 2e-3
-    assert config["targets"] == ["query", "key", "value", "dense"]
+    assert config["epochs"] == 6
+    assert config["select"] == "mcc"
     manifest = json.loads((run / "manifest.json").read_text())
     assert {data["role"]: data["rows"] for data in manifest["data"]} == SIZES
     assert manifest["counts"]["test"] == {"0": 24, "1": 24}
@@ -211,7 +212,7 @@ def test_predictions_are_those_of_the_best_checkpoint(noisy_tables, tmp_path, mo
 def test_the_chosen_metric_chooses_the_epoch(noisy_tables, tmp_path, select):
     out = tmp_path / "r"
     settings = FAST | {"epochs": 5}
-    finetune(**noisy_tables, out=out, model="cnn", select=select, **settings, seed=1)
+    finetune(**noisy_tables, out=out, model="cnn", **settings | {"select": select}, seed=1)
     scores = [event["dev"][select] for event in epochs_of(out)]
     assert len(scores) == 5
     assert metrics_of(out)["best_epoch"] == scores.index(max(scores)) + 1
@@ -309,7 +310,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tiny, tables, t
         assert f"2 × {kind}" in said
     for kind in ("attention.output.dense", "intermediate.dense", "output.dense"):
         assert f"2 × {kind}" in said
-    assert "minutes for 10 epochs" in said  # of few rows, as many as there are by default
+    assert "minutes for 30 epochs" in said  # of few rows, as many as there are by default
     assert "GB of memory" in said
     finetune(**tables, out=tmp_path / "r", model="kmer", dry_run=True)
     assert not (tmp_path / "r").exists()
@@ -369,6 +370,21 @@ def test_impossible_settings_are_refused_together(tables, tmp_path):
     assert names == "epochs batch_size patience rank rows learning_rate dropout"
 
 
+def test_patience_needs_a_metric_to_wait_for(tables, tmp_path):
+    (problem,) = complaints(**tables, out=tmp_path / "r", patience=2)
+    assert problem.endswith("none is selected; name one with --select")
+
+
+@pytest.mark.usefixtures("small_cnn")
+def test_the_last_epoch_is_kept_unless_a_metric_is_named(noisy_tables, tmp_path):
+    out = tmp_path / "r"
+    finetune(**noisy_tables, out=out, model="cnn", **FAST | {"epochs": 5, "select": "last"})
+    assert metrics_of(out)["best_epoch"] == 5
+    best = load_file(out / "checkpoints" / "best" / "model.safetensors")
+    last = torch.load(out / "checkpoints" / "last" / "state.pt", weights_only=True)
+    assert all(torch.equal(best[name], last["model"][name]) for name in best)
+
+
 def test_settings_that_exclude_each_other(tables, tmp_path):
     out = tmp_path / "r"
     assert "--dev, --test not given" in complaints(out=out, train=tables["train"])[0]
@@ -407,5 +423,6 @@ def test_sequences_beyond_the_context_are_refused_by_file_and_line(tables, tiny,
         paths[split] = tmp_path / f"{split}.csv"
         frame.to_csv(paths[split], index=False)
     found = complaints(**paths, out=tmp_path / "r", model=str(tiny))
-    what = "has 65 tokens; the model takes 64; cut it, or take a model with a longer context"
+    what = "has 65 tokens; the model takes 64; cut it, pass --long crop or tile, or take a model "
+    what += "with a longer context"
     assert found == [f"{paths['train']} line 5: {what}", f"{paths['test']} line 7: {what}"]

@@ -15,12 +15,16 @@ from cedilla.models.cnn import CNNConfig, DilatedCNN
 from cedilla.run_directory import Run
 from cedilla.training.batches import SequenceData
 from cedilla.training.loop import Finetuner, Schedule, default_epochs
+from cedilla.training.losses import Loss
+from cedilla.training.optimisation import parameter_groups
 from cedilla.training.precision import Precision
+from cedilla.training.targets import Target
 
 CPU = torch.device("cpu")
 SEQUENCES = ["ACGTTGCA" * n for n in range(1, 11)]
 LABELS = np.arange(10) % 2
 NAN = float("nan")
+BINARY = Target(kind="classes", columns=("label",), names=("0", "1"))
 
 
 def trainer(features: int = 0, **changes) -> Finetuner:
@@ -28,7 +32,8 @@ def trainer(features: int = 0, **changes) -> Finetuner:
     encoder = DilatedCNN(CNNConfig(hidden_size=8, num_hidden_layers=1))
     plan = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "patience": 0, "select": "mcc"}
     schedule = Schedule(**plan | {"seed": 0} | changes)
-    return Finetuner(SequenceClassifier(encoder, 2, features=features), schedule, CPU)
+    model = SequenceClassifier(encoder, 2, features=features)
+    return Finetuner(model, schedule, CPU, target=BINARY, criterion=Loss().of(BINARY, LABELS))
 
 
 def data(of: Finetuner, sequences=SEQUENCES, features=None) -> SequenceData:
@@ -47,12 +52,10 @@ def test_the_rate_rises_and_falls_to_a_hundredth():
 
 
 def test_vectors_are_not_decayed():
-    t = trainer()
-    decayed, others = t.optimiser.param_groups
-    assert decayed["weight_decay"] == 0.01
-    assert others["weight_decay"] == 0
-    assert {p.ndim for p in others["params"]} == {1}
-    assert min(p.ndim for p in decayed["params"]) == 2
+    groups = trainer().optimiser.param_groups
+    assert {g["weight_decay"] for g in groups if g["params"][0].ndim > 1} == {0.01}
+    assert {g["weight_decay"] for g in groups if g["params"][0].ndim == 1} == {0.0}
+    assert {g["scale"] for g in groups} == {1.0}
 
 
 def test_both_strands_are_averaged_in_the_rows_order():
@@ -142,6 +145,108 @@ def test_a_training_that_diverges_says_so(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (5_000, 20), (20_000, 5), (47_356, 3)])
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 30), (5_000, 20), (10_000, 10), (47_356, 8)])
 def test_few_rows_are_seen_more_often(rows, epochs):
     assert default_epochs(rows) == epochs
+
+
+def limited(t: Finetuner, most: int) -> list[int]:
+    """Let the model take `most` sequences at once; returns the sizes that it is asked for."""
+    forward, asked = t.model.encoder.encode, []
+
+    def encode(ids, mask=None):
+        asked.append(len(ids))
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(ids, mask)
+
+    t.model.encoder.encode = encode
+    return asked
+
+
+def gradient(t: Finetuner) -> dict[str, torch.Tensor]:
+    batch = data(t).batch(np.arange(10), np.zeros(10, dtype=int))
+    t._in_memory(batch, t._gradient)
+    return {n: p.grad.clone() for n, p in t.model.named_parameters() if p.grad is not None}
+
+
+def test_a_batch_that_does_not_fit_is_split_with_the_same_gradient(capsys):
+    whole = trainer(batch_size=10)
+    whole.precision = Precision("cpu", torch.float32)
+    whole.model.eval()  # dropout is drawn in another order for parts
+    expected = gradient(whole)
+    t = trainer(batch_size=10)
+    t.precision = Precision("cpu", torch.float32)
+    t.model.eval()
+    asked = limited(t, most=3)
+    found = gradient(t)
+    assert asked == [10, 5, 3, 3, 3, 1]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    err = capsys.readouterr().err
+    assert "out of memory: going on with 5 sequences at once" in err
+    assert "going on with 3 sequences" in err
+    t.logits(data(t), "")  # prediction keeps to what fits as well
+    assert t.at_once == 1 or max(asked[6:]) <= 12
+
+
+def test_memory_that_one_sequence_does_not_fit_into_ends_the_training():
+    t = trainer()
+    limited(t, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        gradient(t)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole():
+    whole, parts = trainer(batch_size=10), trainer(batch_size=10, accumulate=3)
+    for t in (whole, parts):
+        t.precision = Precision("cpu", torch.float32)
+        t.model.eval()
+    assert parts.at_once == 4
+    expected, found = gradient(whole), gradient(parts)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_each_layer_below_the_head_is_trained_more_slowly():
+    encoder = DilatedCNN(CNNConfig(hidden_size=8, num_hidden_layers=3))
+    model = SequenceClassifier(encoder, 2)
+    groups = parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
+    scales = {name: group["scale"] for group in groups for name in group["names"]}
+    assert scales["head.out_proj.weight"] == 1
+    assert scales["encoder.convolutions.2.weight"] == scales["encoder.norms.2.weight"] == 0.5
+    assert scales["encoder.last_norm.weight"] == 0.5
+    assert scales["encoder.convolutions.0.weight"] == 0.125
+    assert scales["encoder.embeddings.weight"] == scales["encoder.stem.bias"] == 0.0625
+    assert len(scales) == len(list(model.parameters()))
+
+
+def test_averaged_weights_are_predicted_with_and_put_away_again():
+    t = trainer(ema=0.5, learning_rate=0.1)
+    batch = data(t).batch(np.arange(4), np.zeros(4, dtype=int))
+    name, weight = "head.out_proj.weight", t.model.head.out_proj.weight
+    mean = weight.detach().clone()
+    for step in range(1, 4):
+        t._step(batch, 0.3)
+        mean = mean.lerp(weight.detach(), 1 - min(0.5, (1 + step) / (10 + step)))
+    raw = weight.detach().clone()
+    with t.averaged():
+        torch.testing.assert_close(weight, mean)
+    assert torch.equal(weight, raw)
+    torch.testing.assert_close(t.average.weights[name], mean)
+
+
+def test_a_metric_that_is_better_when_lower_chooses_the_lowest():
+    t = trainer(select="loss")
+    losses = [0.7, 0.4, float("nan"), 0.5]
+    events = [{"epoch": n, "dev": {}, "dev_loss": x} for n, x in enumerate(losses, start=1)]
+    assert t._best(events)["epoch"] == 2
+
+
+def test_a_loss_that_is_not_finite_names_the_records(tmp_path):
+    t = trainer()
+    t.criterion = lambda logits, labels: logits.sum(1) * float("nan")
+    with pytest.raises(InputError) as caught:
+        t.fit(Run(tmp_path), data(t), data(t))
+    assert "epoch 1, step 1, sequence " in str(caught.value)
+    assert str(caught.value).count("sequence ") == 4

@@ -12,7 +12,7 @@ import pytest
 from cedilla.errors import InputError, MissingData
 from cedilla.training.splits import SPLITS, find_files, labels_of, read_splits, take
 
-COLUMNS = {"sequence": "sequence", "label": "label"}
+COLUMNS = {"sequence": "sequence", "label": ("label",), "kind": None}
 needs_data = pytest.mark.skipif(
     "CEDILLA_DATA" not in os.environ, reason="CEDILLA_DATA names no folder of data sets"
 )
@@ -48,16 +48,16 @@ def complaints(files, **settings) -> list[str]:
 
 
 def test_three_tables_in_order(write):
-    splits = read(write(train=[0, 1, 2], dev=[0, 1], test=[1, 0]))
+    splits = read(write(train=[0, 1, 2], dev=[0, 1, 2], test=[1, 0, 2]))
     assert [split for split, _ in splits] == list(SPLITS)
-    assert splits.classes == 3
-    assert labels_of(splits.test).tolist() == [1, 0]
+    assert splits.target.outputs == 3
+    assert labels_of(splits.test).tolist() == [1, 0, 2]
     assert splits.notes == []
 
 
 def test_classes_by_name_are_those_of_train(write):
     splits = read(write(train=["no", "yes"], dev=["yes", "no"], test=["no", "yes"]))
-    assert splits.classes == 2
+    assert splits.target.outputs == 2
     assert labels_of(splits.dev).tolist() == [1, 0]
     (problem,) = complaints(write(train=["no", "yes"], dev=["yes", "perhaps"], test=["no", "yes"]))
     assert "dev.csv line 3: label 'perhaps' is not usable; the classes are no, yes" in problem

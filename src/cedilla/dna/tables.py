@@ -89,6 +89,7 @@ def read_sequences(
     label: str | None = "label",
     id: str | None = None,
     extra: Sequence[str] = (),
+    verbatim: Sequence[str] = (),
     classes: int | Sequence[str] | None = None,
     collect: list[Problem] | None = None,
 ) -> SequenceTable:
@@ -96,7 +97,8 @@ def read_sequences(
 
     FASTA names are the ids, and words like ``label=1`` in a description are columns. Labels are
     integers from 0, or names, which are numbered in sorted order. `classes` is another table's
-    :attr:`SequenceTable.classes` (that of the training set), which the labels must follow.
+    :attr:`SequenceTable.classes` (that of the training set), which the labels must follow. Columns
+    of a text file named in `verbatim` stay as written.
 
     Raises :class:`InputError` with every problem of the file: missing columns, forbidden
     characters (1-based position), empty sequences, labels that are missing or of one class only,
@@ -108,7 +110,7 @@ def read_sequences(
     if content.startswith(b">"):
         frame, sequence, id = _parse_fasta(path), "sequence", "id"
     else:
-        frame = _parse_table(path, content, [c for c in (sequence, id) if c])
+        frame = _parse_table(path, content, [c for c in (sequence, id, *verbatim) if c])
     wanted = [c for c in (sequence, label, id, *extra) if c]
     stop_on_errors(_missing_columns(frame, wanted, path))
     bases, problems, notes = _check_sequences(frame, sequence, path)

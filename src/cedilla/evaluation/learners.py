@@ -19,11 +19,14 @@ from cedilla.models.classifier import SequenceClassifier
 from cedilla.models.kmers import count_kmers
 from cedilla.models.zoo import FROM_SCRATCH, build
 from cedilla.run_directory import Run
-from cedilla.training.adapters import LoRA, default_learning_rate, prepare
+from cedilla.training.adapters import Adapter, default_learning_rate, prepare
 from cedilla.training.batches import SequenceData
 from cedilla.training.loop import Finetuner, Schedule
+from cedilla.training.losses import Loss
+from cedilla.training.targets import Target
 
 ITERATIONS = 600
+BINARY = Target(kind="classes", columns=("label",), names=("0", "1"))
 BATCH_SIZE = 64
 
 
@@ -124,8 +127,10 @@ class FusedNetwork:
 
         trainer.fit(Run(where), data(self.train), data(self.dev))
         everything = data(np.ones(len(self.labels), dtype=bool))
-        logits = trainer.logits(everything, "scoring").double().numpy()
-        return np.asarray(logits[:, 1] - logits[:, 0])
+        logits = trainer.logits(everything, "scoring")
+        assert isinstance(logits, torch.Tensor)
+        scores = logits.double().numpy()
+        return np.asarray(scores[:, 1] - scores[:, 0])
 
     def cost(self) -> tuple[float, float]:
         """From a few training steps; a prediction on both strands costs two thirds of one."""
@@ -142,7 +147,7 @@ class FusedNetwork:
         torch.manual_seed(seed)
         encoder = build(self.model)
         classifier = SequenceClassifier(encoder, 2, features=features)
-        trainable = prepare(classifier, "full", LoRA())
+        trainable = prepare(classifier, "full", Adapter())
         schedule = Schedule(
             epochs=self.epochs,
             batch_size=BATCH_SIZE,
@@ -154,7 +159,14 @@ class FusedNetwork:
             seed=seed,
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return Finetuner(classifier, schedule, device), Tokenizer.for_model(encoder)
+        trainer = Finetuner(
+            classifier,
+            schedule,
+            device,
+            target=BINARY,
+            criterion=Loss().of(BINARY, self.labels[self.train]),
+        )
+        return trainer, Tokenizer.for_model(encoder)
 
     def _data(self, rows: np.ndarray, tokenizer: Tokenizer, features: np.ndarray) -> SequenceData:
         chosen = [self.sequences[i] for i in np.flatnonzero(rows)]

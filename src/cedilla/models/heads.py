@@ -53,3 +53,16 @@ class ClassificationHead(nn.Module):
         x = torch.tanh(self.dense(self.dropout(pooled)))
         logits: Tensor = self.out_proj(self.dropout(x))
         return logits
+
+
+class BaseHead(nn.Module):
+    """dropout → linear at every token, as published token classifiers: (B, L, D) → (B, L, O)."""
+
+    def __init__(self, hidden_size: int, outputs: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, outputs)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.out_proj(self.dropout(hidden))
+        return logits

@@ -267,22 +267,51 @@ class Hybrid(nn.Module):
             found[self.config.last_layer] = self.last_norm(x)
         return [_with_cls(found[number], real) for number in layers]
 
+    def below(self, ids: Tensor, mask: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """What the convolutions give for each base (B, L - 1, D), and what enters block number
+        `first` for each position of the shortened sequence (B, S, block size)."""
+        x = self.states(ids, mask, layers=[len(self.convolutions)])[0][:, 1:]
+        real = mask[:, 1:, None].to(torch.bool)
+        short = self._shortened(x, real)
+        return x, self._through(short, real, range(first), None)
+
+    def above(self, x: Tensor, short: Tensor, mask: Tensor, first: int) -> Tensor:
+        """The last hidden state (B, L, D) of what :meth:`below` gives."""
+        real = mask[:, 1:, None].to(torch.bool)
+        blocks = range(first, len(self.blocks))
+        back = self._lengthened(self._through(short, real, blocks, None), x.size(1))
+        return _with_cls(self.last_norm(x + back), real)
+
     def _over_blocks(self, x: Tensor, real: Tensor | None, maps: list[Tensor] | None) -> Tensor:
         """What the Transformer blocks add to x (B, L, D)."""
-        _, L, _ = x.size()
-        stride = self.config.stride
-        short = convolve(self.shorten, F.pad(_zeroed(x, real), (0, 0, 0, stride - 1)))
+        blocks = range(len(self.blocks))
+        return self._lengthened(
+            self._through(self._shortened(x, real), real, blocks, maps), x.size(1)
+        )
+
+    def _shortened(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """x (B, L, D) at one position for `stride` bases (B, S, block size)."""
+        return convolve(self.shorten, F.pad(_zeroed(x, real), (0, 0, 0, self.config.stride - 1)))
+
+    def _through(
+        self, short: Tensor, real: Tensor | None, blocks: range, maps: list[Tensor] | None
+    ) -> Tensor:
+        """Some of the blocks on short (B, S, block size); `real` (B, L, 1) is that of the bases."""
         # Pads stand on the right: a position has a base if its first one is no pad.
-        keys = None if real is None else real[:, ::stride, 0][:, None, None]
-        rotary = rotary_angles(short.size(1), self.config.blocks.head_size, None, x.device)
+        keys = None if real is None else real[:, :: self.config.stride, 0][:, None, None]
+        rotary = rotary_angles(short.size(1), self.config.blocks.head_size, None, short.device)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for block in self.blocks:
+        for block in (self.blocks[number] for number in blocks):
             call = partial(checkpoint, block, use_reentrant=False) if recompute else block
             short, weights = call(short, keys, rotary, maps is not None)
             if maps is not None:
                 maps.append(weights)
+        return short
+
+    def _lengthened(self, short: Tensor, length: int) -> Tensor:
+        """The output of the last block (B, S, block size) at every base (B, length, D)."""
         back: Tensor = self.lengthen(self.encoder["emb_layer_norm_after"](short))
-        return back.repeat_interleave(stride, dim=1)[:, :L]
+        return back.repeat_interleave(self.config.stride, dim=1)[:, :length]
 
 
 class ResidualConvolution(nn.Module):

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cedilla.dna.tokenizer import MASK, PAD, SPECIAL
+from cedilla.models.frozen_block import run_frozen
 from cedilla.models.rotary import Angles, Rescaling, RopeScaling, rotary_angles
 from cedilla.models.training_attention import attend
 
@@ -265,12 +267,21 @@ class Encoder(nn.Module):
         attentions: bool = False,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """hidden (B, L, D); if asked for, the states before each block and the last, the maps."""
-        B, L = ids.size()
+        L = ids.size(1)
         mask = ids != PAD if mask is None else mask.to(torch.bool)
+        if self.config.max_tokens < L:
+            raise ValueError(f"{L} tokens; the model takes {self.config.max_tokens}")
+        return self._through(self.embeddings(ids, mask), mask, 0, hidden_states, attentions)
+
+    def above(self, x: Tensor, mask: Tensor, first: int) -> Tensor:
+        """The last hidden state (B, L, D) of x (B, L, D), which enters block number `first`."""
+        return self._through(x, mask.to(torch.bool), first, False, False)[0]
+
+    def _through(
+        self, x: Tensor, mask: Tensor, first: int, hidden_states: bool, attentions: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        B, L, _ = x.size()
         config = self.config
-        if config.max_tokens < L:
-            raise ValueError(f"{L} tokens; the model takes {config.max_tokens}")
-        x = self.embeddings(ids, mask)
         rotary = None
         if config.rotary:
             rotary = rotary_angles(L, config.head_size, config.rope_scaling, x.device)
@@ -279,7 +290,7 @@ class Encoder(nn.Module):
         keys = None if on_cpu and bool(mask.all()) else mask.view(B, 1, 1, L)
         states, maps = [], []
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for block in self.blocks:
+        for block in islice(self.blocks, first, None):
             if hidden_states:
                 states.append(x)
             call = partial(checkpoint, block, use_reentrant=False) if recompute else block
@@ -336,6 +347,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor | None, rotary: Angles | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
+        if not want_weights and (found := run_frozen(self, x, keys, rotary)) is not None:
+            return found, None
         attended, weights = self.attention(x, keys, rotary, want_weights)
         x = x + attended
         h = self.intermediate["dense"](self.LayerNorm(x))

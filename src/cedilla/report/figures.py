@@ -21,11 +21,15 @@ DASHES = ("-", "--", ":", "-.", "-")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The epochs of one run, as logged, and the one whose weights were kept."""
+    """The epochs of one run, as logged, and the one whose weights were kept.
+
+    scores: of the dev scores, those that are drawn, and what to call them.
+    """
 
     name: str
     epochs: Sequence[Mapping[str, Any]]
     best: int | None
+    scores: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Curve:
 
 
 def training_history(histories: Sequence[History], look: Look) -> Figure:
-    """Loss, and F1 and MCC on dev, by epoch; a band and rings mark the epoch that was kept."""
+    """Loss, and two scores on dev, by epoch; a band and rings mark the epoch that was kept."""
     n = len(histories)
     figure = blank(look, n * (4.3 if look.narrow else 2.0) + 0.4)
     grid = figure.subplots(2 * n if look.narrow else n, 1 if look.narrow else 2, squeeze=False)
@@ -49,7 +53,10 @@ def training_history(histories: Sequence[History], look: Look) -> Figure:
     ):
         events = history.epochs
         loss = {name: [e.get(f"{name}_loss") for e in events] for name in ("train", "dev")}
-        score = {m: [(e.get("dev") or {}).get(m.lower()) for e in events] for m in ("F1", "MCC")}
+        score = {
+            label: [(e.get("dev") or {}).get(name) for e in events]
+            for name, label in history.scores.items()
+        }
         _by_epoch(losses, loss, history, look, legend=row == 0 or look.narrow)
         _by_epoch(scores, score, history, look, legend=row == 0 or look.narrow)
         losses.set(ylabel="loss", ylim=(0, None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from cedilla.metrics.classification import classification_metrics
@@ -21,6 +21,18 @@ COLUMNS = {
     "mcc": "MCC",
     "auroc": "AUROC",
 }
+# Of labels that are no classes; a run has those of its kind.
+OTHER_COLUMNS = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "r2": "R²",
+    "mse": "MSE",
+    "mae": "MAE",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "top_k": "Top-k accuracy",
+    "f1": "F1",
+}
 CURVES_A_FIGURE = 5
 HISTORIES_A_FIGURE = 4
 HISTORIES_SHOWN = 12
@@ -35,11 +47,14 @@ def finetune_sections(results: Sequence[Result]) -> list[Section]:
     pages = 0
     for synthetic in (False, True):
         own = [result for result in results if not result.metrics.get("task")]
-        some = [result for result in own if result.synthetic == synthetic]
+        some = [r for r in own if r.synthetic == synthetic and _classifies(r)]
         if some:
             curves = _curves(some, first=pages)
             pages += len(curves)
             sections.append(_scores(some, curves, synthetic=synthetic))
+    others = [result for result in results if not _classifies(result)]
+    if others:
+        sections.append(_other_scores(others))
     trained = [result for result in results if result.epochs()]
     return sections + ([_training(trained)] if trained else [])
 
@@ -65,6 +80,25 @@ def _scores(results: Sequence[Result], curves: list[Picture], *, synthetic: bool
     )
 
 
+def _classifies(result: Result) -> bool:
+    """Whether it gives sequences a class, and not numbers, several labels, or one a base."""
+    return bool(result.metrics.get("target", "classes") == "classes")
+
+
+def _other_scores(results: Sequence[Result]) -> Section:
+    """Scores of runs on other labels than classes, a table for each kind of labels."""
+    kinds = dict.fromkeys(str(result.metrics["target"]) for result in results)
+    tables: list[Block] = []
+    for kind in kinds:
+        some = [result for result in results if result.metrics["target"] == kind]
+        scores = some[0].metrics["dev"]
+        columns = {key: label for key, label in OTHER_COLUMNS.items() if key in scores}
+        caption = f"{kind.replace('_', ' ').capitalize()}: means over columns or classes"
+        tables.append(scores_table(some, columns, caption))
+    lead = "Predictions of numbers, of several labels, or of a label a base."
+    return Section(title="Fine-tuned on other labels", lead=lead, blocks=tables)
+
+
 def doubts(results: Sequence[Result]) -> list[Block]:
     """A warning about scores that the predictions beside them do not give."""
     differing = [result.name for result in results if not _reproduced(result)]
@@ -76,15 +110,24 @@ def doubts(results: Sequence[Result]) -> list[Block]:
 
 def score_sentence(result: Result) -> str:
     """What one fine-tuned model reached on its test rows."""
+    n = count((result.metrics.get("test") or {}).get("n"))
+    who = result.model if result.name == result.model else f"{result.name}: {result.model}"
+    if not _classifies(result):
+        scores = [
+            f"{label} {decimal(score_of(result, key))}" for key, label in _drawn(result).items()
+        ]
+        return f"{who} reaches test {' and '.join(scores)} on {n} rows."
     bounds = bounds_of(result, "mcc")
     within = f" (95 % interval {interval(bounds)})" if bounds else ""
-    n = count((result.metrics.get("test") or {}).get("n"))
     mcc, auroc = decimal(score_of(result, "mcc")), decimal(score_of(result, "auroc"))
-    who = result.model if result.name == result.model else f"{result.name}: {result.model}"
     return f"{who} reaches test MCC {mcc}{within} and AUROC {auroc} on {n} rows."
 
 
-def scores_table(results: Sequence[Result]) -> Table:
+def scores_table(
+    results: Sequence[Result],
+    columns: Mapping[str, str] = COLUMNS,
+    caption: str = "Scores by split, on the test rows with 95 % intervals over rows",
+) -> Table:
     """All scores of each run, split by split."""
     groups = []
     for result in results:
@@ -93,14 +136,14 @@ def scores_table(results: Sequence[Result]) -> Table:
             scores = result.metrics.get(split)
             if scores:
                 bounds = {
-                    key: bounds_of(result, key) if split == "test" else None for key in COLUMNS
+                    key: bounds_of(result, key) if split == "test" else None for key in columns
                 }
-                row = [Cell(decimal(scores.get(key)), interval(bounds[key])) for key in COLUMNS]
+                row = [Cell(decimal(scores.get(key)), interval(bounds[key])) for key in columns]
                 rows.append([Cell(split), Cell(count(scores.get("n"))), *row])
         groups.append(Group(name=_heading(result), rows=rows))
     return Table(
-        caption="Scores by split, on the test rows with 95 % intervals over rows",
-        head=["Split", "Rows", *COLUMNS.values()],
+        caption=caption,
+        head=["Split", "Rows", *columns.values()],
         groups=groups,
     )
 
@@ -181,17 +224,30 @@ def _training(results: Sequence[Result]) -> Section:
 
 def _history_picture(results: Sequence[Result], page: int) -> Picture:
     histories = [
-        History(name=result.name, epochs=result.epochs(), best=result.metrics.get("best_epoch"))
+        History(
+            name=result.name,
+            epochs=result.epochs(),
+            best=result.metrics.get("best_epoch"),
+            scores=_drawn(result),
+        )
         for result in results
     ]
     kept = [f"{h.name} kept epoch {h.best} of {len(h.epochs)}" for h in histories]
     return Picture(
         name=numbered("training_history", page),
         alt=f"Loss and dev scores by epoch: {'; '.join(kept)}.",
-        caption="Left, loss on train and dev; right, F1 and MCC on dev. The band and the rings "
+        caption="Left, loss on train and dev; right, scores on dev. The band and the rings "
         "mark the epoch whose weights were kept.",
         images=pictures(partial(training_history, histories)),
     )
+
+
+def _drawn(result: Result) -> dict[str, str]:
+    """Two dev scores that a history shows, and their names."""
+    if _classifies(result):
+        return {"f1": "F1", "mcc": "MCC"}
+    known = [key for key in OTHER_COLUMNS if key in result.metrics["dev"]]
+    return {key: OTHER_COLUMNS[key] for key in known[:2]}
 
 
 def numbered(stem: str, page: int) -> str:

@@ -31,8 +31,8 @@ def save_state(
     scaler: torch.amp.GradScaler | None = None,
     **progress: Any,
 ) -> None:
-    """Write the trained weights, the optimiser's and the loss scaler's state, and plain facts
-    such as ``step=100``, as ``state.pt``."""
+    """Write the trained weights, the optimiser's and the loss scaler's state, and plain facts or
+    tensors such as ``step=100``, as ``state.pt``."""
     state = {
         "model": _trained(model),
         "optimiser": optimiser.state_dict(),
@@ -48,14 +48,14 @@ def load_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
-) -> int:
-    """Restore what `save_state` wrote, if anything; returns the step to go on from.
+) -> dict[str, Any]:
+    """Restore what `save_state` wrote, if anything; returns its facts.
 
     Raises :class:`InputError` for a damaged file.
     """
     file = path / "state.pt"
     if not file.exists():
-        return 0
+        return {}
     if not _is_whole(file):
         raise InputError.one(file, "is cut off or damaged", "remove it to begin anew")
     state = _read(file)
@@ -64,7 +64,8 @@ def load_state(
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
-    return int(state["progress"]["step"])
+    progress: dict[str, Any] = state["progress"]
+    return progress
 
 
 def save_step(folder: Path, step: int, state: Mapping[str, Any], *, keep: int) -> None:

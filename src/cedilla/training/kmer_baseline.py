@@ -52,7 +52,7 @@ def predict_with_kmers(
     pipeline, k = fit_kmers(pairs["train"], pairs["dev"], seed=seed)
     # A class that the drawn training rows lack has the probability 0.
     probabilities = {
-        split: np.zeros((len(table), max(2, splits.classes))) for split, table in scored
+        split: np.zeros((len(table), splits.target.outputs)) for split, table in scored
     }
     for split, table in scored:
         found = pipeline.predict_proba(features(table.sequences, k))

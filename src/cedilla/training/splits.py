@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from cedilla.errors import InputError, MissingData, Problem, stop_on_errors
 from cedilla.files import sha256
 from cedilla.tasks.catalogue import find_task
 from cedilla.tasks.download import locate
+from cedilla.training.label_columns import Kind
+from cedilla.training.label_values import Labels
+from cedilla.training.targets import Target, read_target
 
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """Three tables with the same classes.
+    """Tables whose labels are of one target; `test` is None where it stays closed.
 
     trained_on: ``dev`` when a task's train file could not be had and nine tenths of its dev file
     serve instead; such a result compares with no published one.
@@ -28,17 +32,14 @@ class Splits:
 
     train: SequenceTable
     dev: SequenceTable
-    test: SequenceTable
-    classes: int
+    test: SequenceTable | None
+    target: Target
     trained_on: str = "train"
+    notes: list[Problem] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[str, SequenceTable]]:
-        return iter((("train", self.train), ("dev", self.dev), ("test", self.test)))
-
-    @property
-    def notes(self) -> list[Problem]:
-        """The warnings of all three tables."""
-        return [note for _, table in self for note in table.notes]
+        named = (("train", self.train), ("dev", self.dev), ("test", self.test))
+        return ((split, table) for split, table in named if table is not None)
 
 
 def find_files(
@@ -61,29 +62,41 @@ def read_splits(
     *,
     trained_on: str,
     sequence: str,
-    label: str,
+    label: Sequence[str],
+    kind: Kind | None,
     rows: int | None,
     seed: int,
 ) -> Splits:
-    """Read the three tables; labels are those of the training table.
+    """Read the tables of `files`; what the labels are follows from the training table.
 
     `rows` takes that many training rows, and as many dev rows at most, drawn by `seed`. Raises
-    :class:`InputError` with the problems of all three tables, and where two are one file.
+    :class:`InputError` with the problems of all tables, and where two are one file.
     """
     problems = _check_apart(files, trained_on)
     tables: dict[str, SequenceTable] = {}
-    classes: int | list[str] | None = None
-    for split in SPLITS:
+    for split, file in files.items():
         try:
             tables[split] = read_sequences(
-                files[split], sequence=sequence, label=label, classes=classes
+                file, sequence=sequence, label=None, verbatim=label, collect=problems
             )
-            if split == "train":
-                classes = tables["train"].classes
         except InputError as error:
             problems += [p for p in error.problems if p not in problems]
-    if problems:
-        raise InputError(problems)
+    if len(tables) < len(files):
+        raise InputError(dict.fromkeys(problems))
+    notes = [note for table in tables.values() for note in table.notes]
+    try:
+        target, labels = read_target(
+            {s: t.frame.drop(columns=sequence, errors="ignore") for s, t in tables.items()},
+            tuple(label),
+            kind=kind,
+            paths=files,
+            lengths={s: np.array([len(row) for row in t.sequences]) for s, t in tables.items()},
+            notes=notes,
+        )
+    except InputError as error:
+        raise InputError([*problems, *error.problems]) from None
+    stop_on_errors(problems)
+    tables = {s: replace(table, labels=_as_array(labels[s])) for s, table in tables.items()}
     rng = np.random.default_rng(seed)
     if trained_on == "dev":
         order = rng.permutation(len(tables["dev"]))
@@ -95,33 +108,16 @@ def read_splits(
             table = tables[split]
             if rows < len(table):
                 tables[split] = take(table, np.sort(rng.permutation(len(table))[:rows]))
-    n = len(classes) if isinstance(classes, list) else int(classes or 0)
-    splits = Splits(**tables, classes=n, trained_on=trained_on)
-    stop_on_errors(
-        Problem(
-            where=str(table.path),
-            what=f"the {len(table):,} rows drawn for {split} are of one class",
-            mend="draw more",
-        )
-        for split, table in splits
-        if len(np.unique(labels_of(table))) < 2
+    if target.kind == "classes":
+        _refuse_one_class(tables)
+    return Splits(
+        train=tables["train"],
+        dev=tables["dev"],
+        test=tables.get("test"),
+        target=target.scaled_to(labels_of(tables["train"])),
+        trained_on=trained_on,
+        notes=[*notes, *_contradictions(tables["train"])],
     )
-    return splits
-
-
-def _check_apart(files: dict[str, Path], trained_on: str) -> list[Problem]:
-    """Splits that are one file, by path or by content: their rows would be learnt and scored."""
-    apart = [split for split in SPLITS if split != "train" or trained_on == "train"]
-    content = {split: sha256(files[split]) for split in apart if files[split].is_file()}
-    return [
-        Problem(
-            where=str(files[one]),
-            what=f"--{one} and --{other} are the same rows ({files[other]} has the same content)",
-            mend="give each split rows of its own",
-        )
-        for one, other in combinations(content, 2)
-        if content[one] == content[other]
-    ]
 
 
 def take(table: SequenceTable, rows: np.ndarray) -> SequenceTable:
@@ -136,6 +132,56 @@ def take(table: SequenceTable, rows: np.ndarray) -> SequenceTable:
 
 
 def labels_of(table: SequenceTable) -> np.ndarray:
-    """The labels (N,) int64 of a table that was read with them."""
+    """The labels of a table that was read with them."""
     assert table.labels is not None, f"{table.path} was read without labels"
     return table.labels
+
+
+def _as_array(labels: Labels) -> np.ndarray:
+    """Labels a sequence as they are; those of single bases (S_i,) as N objects."""
+    if isinstance(labels, np.ndarray):
+        return labels
+    found = np.empty(len(labels), dtype=object)
+    found[:] = labels
+    return found
+
+
+def _check_apart(files: dict[str, Path], trained_on: str) -> list[Problem]:
+    """Splits that are one file, by path or by content: their rows would be learnt and scored."""
+    apart = [split for split in files if split != "train" or trained_on == "train"]
+    content = {split: sha256(files[split]) for split in apart if files[split].is_file()}
+    return [
+        Problem(
+            where=str(files[one]),
+            what=f"--{one} and --{other} are the same rows ({files[other]} has the same content)",
+            mend="give each split rows of its own",
+        )
+        for one, other in combinations(content, 2)
+        if content[one] == content[other]
+    ]
+
+
+def _refuse_one_class(tables: dict[str, SequenceTable]) -> None:
+    stop_on_errors(
+        Problem(
+            where=str(table.path),
+            what=f"the {len(table):,} rows drawn for {split} are of one class",
+            mend="draw more",
+        )
+        for split, table in tables.items()
+        if len(np.unique(labels_of(table))) < 2
+    )
+
+
+def _contradictions(table: SequenceTable) -> list[Problem]:
+    """A warning where one sequence stands with several labels: they are kept, and cannot all be
+    learnt."""
+    labels: dict[str, set[bytes]] = defaultdict(set)
+    for sequence, label in zip(table.sequences, labels_of(table), strict=True):
+        labels[sequence].add(np.asarray(label).tobytes())
+    twice = {sequence for sequence, some in labels.items() if len(some) > 1}
+    if not twice:
+        return []
+    rows = sum(sequence in twice for sequence in table.sequences)
+    what = f"{len(twice):,} sequences stand with different labels, in {rows:,} rows"
+    return [Problem(where=str(table.path), what=what, mend="look at them: all are kept")]

@@ -6,7 +6,7 @@ On each task and seed: `mini` fine-tuned by Cedilla's defaults, the same from ra
 the dilated CNN from scratch by the same defaults; once, a logistic regression on k-mers. Beside
 them stand the published values. Every cell is one ``cedilla finetune`` on one thread, `--workers`
 at a time; cells that are done are kept, so that the script can be stopped and started again. The
-epoch is chosen on dev; test is predicted once, at the end of a cell. p-values are of a paired
+last epoch is kept; test is predicted once, at the end of a cell. p-values are of a paired
 bootstrap over test sequences, of the mean over seeds. Results: ``benchmarks/results/gue.json``.
 """
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cedilla.errors import InputError
 from cedilla.training.finetune import finetune
+from cedilla.training.precision import Precision
 
 FAST = {"batch_size": 16, "learning_rate": 5e-3, "epochs": 6}
 MOTIF = "TTGACA"
@@ -222,3 +224,32 @@ def test_one_sequence_with_two_labels_is_said(write, tiny, tmp_path, capsys):
     finetune(**tables, out=tmp_path / "r", model=str(tiny), dry_run=True)
     said = " ".join(capsys.readouterr().err.split())
     assert "1 sequences stand with different labels, in 2 rows" in said
+
+
+def frozen(tiny: Path, method: str) -> dict:
+    """Settings of a training whose lower layers are frozen."""
+    some = {"top_layers": 1} if method == "top" else {}
+    return {"model": str(tiny), "method": method, **FAST, "epochs": 3, **some}
+
+
+@pytest.mark.parametrize("method", ["head", "top"])
+def test_what_frozen_layers_give_is_kept_and_changes_nothing(
+    write, tiny, tmp_path, monkeypatch, method
+):
+    """In float32, where batches of another shape round alike."""
+    monkeypatch.setattr(Precision, "of", classmethod(lambda cls, device: cls("cpu", torch.float32)))
+    tables = write(lambda s: {"label": int(gc(s) > 0.5)}, sizes=(64, 32, 32))
+    finetune(**tables, out=tmp_path / "a", **frozen(tiny, method))
+    assert list((tmp_path / "cache" / "frozen").glob("*.frozen"))
+    finetune(**tables, out=tmp_path / "b", **frozen(tiny, method), cache=False)
+    kept, plain = (predictions_of(tmp_path / name)["probability"] for name in "ab")
+    np.testing.assert_allclose(kept, plain, atol=1e-4)
+
+
+def test_a_dry_run_says_what_is_computed_once(write, tiny, tmp_path, capsys):
+    tables = write(lambda s: {"label": int(gc(s) > 0.5)}, sizes=(64, 32, 32))
+    for method, what in (("head", "the encoder"), ("top", "all below block 2")):
+        finetune(**tables, out=tmp_path / "a", **frozen(tiny, method), dry_run=True)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{what} is frozen, and computed once:" in said
+    assert not (tmp_path / "cache").exists()

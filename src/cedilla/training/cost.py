@@ -9,7 +9,9 @@ import numpy as np
 
 from cedilla.training.batches import SequenceData
 from cedilla.training.blocks import activations_kept
+from cedilla.training.frozen_layers import describe
 from cedilla.training.plan import Plan, make_data
+from cedilla.training.precision import Precision
 from cedilla.training.splits import Splits, take
 
 
@@ -48,4 +50,7 @@ def estimate(splits: Splits, data: dict[str, SequenceData], plan: Plan | None) -
         f"for {schedule.epochs} epochs on this {plan.device.type}, "
         f"{memory / 1e9 + 0.5:.1f} GB of memory"
     )
+    encoder, precision = plan.classifier.encoder, Precision.of(plan.device)
+    if plan.cached and (kept := describe(encoder, data.values(), precision)):
+        text += f"; {kept}"
     return Cost(text=text, seconds=total)

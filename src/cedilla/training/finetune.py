@@ -26,6 +26,7 @@ from cedilla.training.blocks import CPU, prepare_blocks
 from cedilla.training.calibration import calibrate
 from cedilla.training.cost import estimate
 from cedilla.training.familiarity import familiarity_of
+from cedilla.training.frozen_layers import keep_frozen_outputs
 from cedilla.training.kmer_baseline import predict_with_kmers
 from cedilla.training.long_sequences import Long
 from cedilla.training.loop import LAST, AfterEpoch
@@ -82,6 +83,7 @@ def finetune(
     long: Long = "refuse",
     train_on_dev: bool = False,
     dev_only: bool = False,
+    cache: bool | None = None,
     gradient_checkpointing: bool = False,
     compile: bool = False,
     data_dir: Path | None = None,
@@ -176,6 +178,9 @@ def finetune(
         result is marked as not comparable.
     dev_only:
         Leave the test set closed, as long as settings are being chosen.
+    cache:
+        Compute the layers below all that is trained once, and keep what they give on disk; by
+        default with the methods `head` and `top`.
     gradient_checkpointing:
         Compute each block again in the backward pass: less memory, more time.
     compile:
@@ -319,6 +324,8 @@ def _fit(
     its calibration, and what training rows are like."""
     trainer = plan.trainer()
     console.print(f"training {plan.trainable}")
+    if plan.cached:
+        keep_frozen_outputs(plan.classifier.encoder, data.values(), trainer.precision)
     best = trainer.fit(run, data["train"], data["dev"], after_epoch)
     logits = {split: trainer.logits(rows, split) for split, rows in scored.items()}
     predictions = {split: trainer.predictions(found) for split, found in logits.items()}

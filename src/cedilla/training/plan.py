@@ -29,7 +29,10 @@ LEAST = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A model that is ready to be trained."""
+    """A model that is ready to be trained.
+
+    cached: whether what its frozen lower layers give is kept on disk.
+    """
 
     classifier: SequenceClassifier
     tokenizer: Tokenizer
@@ -40,6 +43,7 @@ class Plan:
     device: torch.device
     method: Method
     adapter: Adapter
+    cached: bool
 
     def trainer(self) -> Finetuner:
         """A new trainer of the classifier as it stands."""
@@ -132,6 +136,7 @@ def make_plan(splits: Splits, settings: Mapping[str, Any]) -> Plan:
         device=device,
         method=method,
         adapter=adapter,
+        cached=method in ("head", "top") if settings["cache"] is None else settings["cache"],
     )
 
 

@@ -189,7 +189,7 @@ def test_early_stopping_fires_and_the_best_epoch_is_used(noisy_tables, tmp_path)
     last = torch.load(out / "checkpoints" / "last" / "state.pt", weights_only=True)
     assert best.keys() == last["model"].keys()
     assert not all(torch.equal(best[name], last["model"][name]) for name in best)
-    assert last["progress"] == {"step": metrics["epochs"]}
+    assert last["progress"] == {"step": metrics["epochs"], "at_once": 16}
 
 
 @pytest.mark.usefixtures("small_cnn")

@@ -226,6 +226,54 @@ def test_one_sequence_with_two_labels_is_said(write, tiny, tmp_path, capsys):
     assert "1 sequences stand with different labels, in 2 rows" in said
 
 
+@pytest.mark.usefixtures("small_cnn")
+def test_rows_have_the_names_of_a_column(write, tmp_path):
+    tables = write(lambda s: {"label": int(gc(s) > 0.5), "locus": s[:20]})
+    finetune(**tables, out=tmp_path / "r", model="cnn", id="locus", **FAST | {"epochs": 1})
+    assert (
+        predictions_of(tmp_path / "r")["id"].tolist()
+        == pd.read_csv(tables["test"])["locus"].tolist()
+    )
+    frame = pd.read_csv(tables["dev"])
+    frame.loc[3, "locus"] = frame.loc[1, "locus"]
+    frame.to_csv(tables["dev"], index=False)
+    with pytest.raises(InputError, match="stands further up already"):
+        finetune(**tables, out=tmp_path / "s", model="cnn", id="locus", **FAST)
+
+
+@pytest.mark.usefixtures("small_cnn")
+def test_settings_that_would_do_nothing_are_refused(write, tmp_path):
+    tables = write(lambda s: {"label": int(gc(s) > 0.5)})
+    for settings, what in (
+        ({"find_rate": True}, "find_rate and learning_rate exclude each other"),
+        ({"gamma": 3.0}, "gamma does nothing without the focal loss"),
+        ({"rank": 4}, "rank does nothing with method full"),
+    ):
+        with pytest.raises(InputError, match=what):
+            finetune(**tables, out=tmp_path / "r", model="cnn", **FAST | settings)
+
+
+@pytest.mark.usefixtures("small_cnn")
+def test_one_odd_value_among_yes_and_no_is_said(write, tmp_path, capsys):
+    tables = write(lambda s: {"y_a": int(gc(s) > 0.5), "y_b": int(s.startswith("A"))})
+    frame = pd.read_csv(tables["train"])
+    frame.loc[4, "y_a"] = 2
+    frame.to_csv(tables["train"], index=False)
+    finetune(**tables, out=tmp_path / "r", model="cnn", label=("y_*",), dry_run=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 384 labels are neither 0 nor 1: read as regression" in said
+
+
+@pytest.mark.usefixtures("small_cnn")
+def test_rows_without_any_label_are_refused(write, tmp_path):
+    tables = write(marked)
+    frame = pd.read_csv(tables["dev"], dtype=str)
+    frame["sites"] = "." * 60
+    frame.to_csv(tables["dev"], index=False)
+    with pytest.raises(InputError, match="label"):
+        finetune(**tables, out=tmp_path / "r", model="cnn", label=("sites",), **FAST)
+
+
 def frozen(tiny: Path, method: str) -> dict:
     """Settings of a training whose lower layers are frozen."""
     some = {"top_layers": 1} if method == "top" else {}

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cedilla.models.linear_kernels import LinearKernels, fastest
+from cedilla.models.linear_kernels import LinearKernels, usable
 from cedilla.models.rotary import Angles
 from cedilla.models.training_attention import attention, attention_backward, no_turn
 
@@ -140,7 +140,8 @@ class FrozenBlock:
     """The packed weights of a block, and its pass over x (B, L, D) with its adapters of now."""
 
     def __init__(self, block: Block, key: object) -> None:
-        kernels = fastest(DTYPE, CPU)
+        # Not by measurement, as in inference: the same command is to give the same numbers.
+        kernels = usable(DTYPE, CPU)[-1]
         self.key, self.heads, self.gated = key, block.attention.heads, block.gated
         self.norms = [block.attention.LayerNorm, block.LayerNorm]
         self.products = [Product.of(group, kernels) for group in _groups(block)]
@@ -305,17 +306,21 @@ def _groups(block: Block) -> list[list[nn.Linear]]:
     return [[getattr(layer, "base_layer", layer) for layer in group] for group in _linears(block)]
 
 
-def _state(block: Block) -> tuple[tuple[int, int], ...]:
-    """Changes when a weight does."""
+def _state(block: Block) -> tuple[Any, ...]:
+    """Changes when a weight does, or an adapter is folded in, which no tensor tells."""
     layers = [layer for group in _groups(block) for layer in group]
     weights = [w for layer in layers for w in (layer.weight, layer.bias) if w is not None]
-    return tuple((w.data_ptr(), w._version) for w in weights)
+    wrapped = (type(layer) for group in _linears(block) for layer in group)
+    return (*wrapped, *((w.data_ptr(), w._version) for w in weights))
 
 
 def _adapters(block: Block) -> list[list[Adapter | None]] | None:
     """Each layer's adapter; None where a weight is trained, or an adapter is not plain LoRA."""
     norms = (block.attention.LayerNorm, block.LayerNorm)
-    if any(type(norm) is not nn.LayerNorm or norm.weight.requires_grad for norm in norms):
+    if any(
+        type(norm) is not nn.LayerNorm or any(p.requires_grad for p in norm.parameters())
+        for norm in norms
+    ):
         return None
     found = []
     for group in _linears(block):

@@ -55,6 +55,8 @@ def calibrate(target: Target, logits: Tensor | Sequence[Tensor], labels: Labels)
     if target.kind not in ("classes", "multilabel", "per_base"):
         return Calibration()
     scores, classes = _as_classes(target, logits, labels)
+    if not len(classes):
+        return Calibration()
     temperature = fit_temperature(scores, classes)
     return Calibration(
         temperature=temperature,

@@ -74,6 +74,7 @@ def finetune(
     strands: bool | None = None,
     rows: int | None = None,
     sequence: str = "sequence",
+    id: str | None = None,
     label: tuple[str, ...] = ("label",),
     target: Kind | None = None,
     loss: LossKind = "auto",
@@ -156,8 +157,8 @@ def finetune(
         of single bases.
     rows:
         Use only so many training rows, and dev rows at most, drawn by the seed.
-    sequence:
-        Column of the sequences.
+    sequence, id:
+        Columns of the sequences and of their names, which are their lines where none is named.
     label:
         Column or columns of the labels; a pattern such as 'y_*' stands for many.
     target:
@@ -217,7 +218,7 @@ def finetune(
     if dry_run:
         console.print(estimate(splits, data, plan).text, soft_wrap=True)
         return out
-    settings |= _chosen(plan)
+    settings |= _chosen(plan, find_rate=find_rate)
     run = Run.start(out, verb="finetune", config=settings, resume=resume)
     if run.complete:
         console.print(f"{out} is complete")
@@ -251,7 +252,7 @@ def finetune(
 def read_data(settings: Mapping[str, Any]) -> tuple[dict[str, Path], Splits]:
     """The files that the settings of the verb name, and what stands in them."""
     files, trained_on = _files(settings)
-    names = ("sequence", "label", "rows", "seed")
+    names = ("sequence", "id", "label", "rows", "seed")
     chosen = {name: settings[name] for name in names}
     return files, read_splits(files, trained_on=trained_on, kind=settings["target"], **chosen)
 
@@ -263,9 +264,8 @@ def _files(settings: Mapping[str, Any]) -> tuple[dict[str, Path], str]:
     if task and named:
         raise InputError.one("finetune", "--task and tables exclude each other", "give one")
     if task:
-        places = {name: settings[name] for name in ("data_dir", "train_on_dev")}
-        files, trained_on = find_files(task, **places)
-        return {s: f for s, f in files.items() if s != "test" or not dev_only}, trained_on
+        places = {name: settings[name] for name in ("data_dir", "train_on_dev", "dev_only")}
+        return find_files(task, **places)
     wanted = [split for split in given if split != "test" or not dev_only]
     missing = [f"--{split}" for split in wanted if split not in named]
     if missing:
@@ -282,12 +282,13 @@ def _refuse_for_kmers(splits: Splits) -> None:
         raise InputError.one("model 'kmer'", what, "take cnn as the baseline")
 
 
-def _chosen(plan: Plan | None) -> dict[str, Any]:
+def _chosen(plan: Plan | None, *, find_rate: bool) -> dict[str, Any]:
     """The settings that the data and the method chose, for the run's configuration."""
     names = ("learning_rate", "epochs", "strands")
     if plan is None:
         return dict.fromkeys(names[:2])
-    return {name: getattr(plan.schedule, name) for name in names}
+    chosen = {name: getattr(plan.schedule, name) for name in names}
+    return chosen | ({"learning_rate": None} if find_rate else {})
 
 
 def _scored(splits: Splits, seed: int) -> Splits:
@@ -323,7 +324,9 @@ def _fit(
     """Train, then predict every split with the best weights; what else the model needs to be used:
     its calibration, and what training rows are like."""
     trainer = plan.trainer()
-    console.print(f"training {plan.trainable}")
+    select = plan.schedule.select
+    kept = "the last epoch" if select == LAST else f"the epoch with the best {select} on dev"
+    console.print(f"training {plan.trainable}; keeping {kept}", soft_wrap=True)
     if plan.cached:
         keep_frozen_outputs(plan.classifier.encoder, data.values(), trainer.precision)
     best = trainer.fit(run, data["train"], data["dev"], after_epoch)
@@ -331,6 +334,7 @@ def _fit(
     predictions = {split: trainer.predictions(found) for split, found in logits.items()}
     facts = {
         "method": plan.method,
+        "learning_rate": plan.schedule.learning_rate,
         "trainable": plan.trainable.trainable,
         "parameters": plan.trainable.total,
         "best_epoch": best["epoch"],

@@ -46,11 +46,12 @@ AN_HOUR = 3600.0
 class FrozenOutputs:
     """What the layers below a cut give for a set of sequences, in a file.
 
-    places: where the numbers of a sequence begin, by the digest of its tokens.
+    numbers: the file, mapped. places: where those of a sequence begin, by the digest of its tokens.
     """
 
     split: Split
     file: Path
+    numbers: np.ndarray
     dtype: torch.dtype
     places: dict[bytes, int]
 
@@ -64,7 +65,7 @@ class FrozenOutputs:
         places = [self.places.get(_digest(row)) for row in rows]
         if None in places:
             return None
-        numbers = np.memmap(self.file, dtype=_stored(self.dtype), mode="r")
+        numbers = self.numbers
         arrays = [
             torch.zeros(len(rows), *shape, dtype=self.dtype)
             for shape in self.split.shapes(ids.size(1))
@@ -124,7 +125,9 @@ def keep_frozen_outputs(
     file.touch()
     sizes = (split.numbers(len(row)) for row in rows)
     places = dict(zip(map(_digest, rows), accumulate(sizes, initial=0), strict=False))
-    outputs = FrozenOutputs(split, file, _kept(precision), places)
+    # Opened once: another run may make room and unlink the file, which this one then still reads.
+    numbers = np.memmap(file, dtype=_stored(_kept(precision)), mode="r")
+    outputs = FrozenOutputs(split, file, numbers, _kept(precision), places)
     _look_up(encoder, outputs)
     return outputs
 

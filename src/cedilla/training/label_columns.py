@@ -155,6 +155,17 @@ def almost_fractions(train: LabelColumns) -> list[Problem]:
     return [train.finding(what, "--target fraction names their rows", "warning")]
 
 
+def almost_yes_or_no(train: LabelColumns) -> list[Problem]:
+    """A warning where a few values alone keep several columns from being yes or no."""
+    values = train.numbers[0]
+    known = np.isfinite(values)
+    others = known & (values != 0) & (values != 1)
+    if values.shape[1] == 1 or not 0 < others.sum() < 0.05 * known.sum():
+        return []
+    what = f"{others.sum():,} of {known.sum():,} labels are neither 0 nor 1: read as regression"
+    return [train.finding(what, "--target multilabel names their rows", "warning")]
+
+
 def _numbers(values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """A column as (N,) float64, NaN where it holds no number, and where it does so wrongly."""
     if pd.api.types.is_numeric_dtype(values):

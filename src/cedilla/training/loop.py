@@ -103,6 +103,7 @@ class Finetuner:
         last, best = run.path / "checkpoints" / "last", run.path / "checkpoints" / "best"
         state = load_state(last, self.model, self.optimiser, self.scaler)
         first = int(state.get("step", 0))
+        self.at_once = int(state.get("at_once", self.at_once))
         if self.average and "average" in state:
             self.average.restore(state["average"])
         # An epoch is logged before its checkpoint: a kill between the two leaves an event too many.
@@ -118,7 +119,8 @@ class Finetuner:
                 with self.averaged():
                     save_weights(best, self.model)
             first += 1
-            more = {"average": self.average.state()} if self.average else {}
+            more: dict[str, Any] = {"at_once": self.at_once}
+            more |= {"average": self.average.state()} if self.average else {}
             save_state(last, self.model, self.optimiser, self.scaler, step=first, **more)
             after_epoch(event)
         load_weights(best, self.model)
@@ -200,17 +202,12 @@ class Finetuner:
         dev_loss = self._loss_of(logits, dev)
         if not math.isfinite(dev_loss):
             raise _divergence(f"epoch {epoch + 1}, dev")
-        predictions = (
-            self.target.predictions(logits)
-            if isinstance(logits, Tensor)
-            else [self.target.predictions(row) for row in logits]
-        )
         return {
             "event": "epoch",
             "epoch": epoch + 1,
             "train_loss": float(np.mean(losses)),
             "dev_loss": dev_loss,
-            "dev": self.target.score(dev.labels, predictions),
+            "dev": self.target.score(dev.labels, self.predictions(logits)),
             "seconds": round(time.monotonic() - clock, 2),
         }
 
@@ -252,7 +249,8 @@ class Finetuner:
 
     def _in_memory(self, batch: Batch, compute: Callable[[Batch], Any]) -> Any:
         """`compute(batch)`, in more and smaller parts whenever memory runs out."""
-        state = torch.get_rng_state()
+        cuda = [self.device] if self.device.type == "cuda" else []
+        state, on_gpu = torch.get_rng_state(), [torch.cuda.get_rng_state(gpu) for gpu in cuda]
         while True:
             try:
                 return compute(batch)
@@ -263,6 +261,8 @@ class Finetuner:
             console.print(f"note: out of memory: going on with {self.at_once} sequences at once")
             self.optimiser.zero_grad(set_to_none=True)
             torch.set_rng_state(state)  # dropout is drawn anew as it was
+            for gpu, drawn in zip(cuda, on_gpu, strict=True):
+                torch.cuda.set_rng_state(drawn, gpu)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -272,11 +272,12 @@ class Finetuner:
             labels = torch.from_numpy(data.labels)
             losses, known = self.criterion(logits, labels), _labelled(labels)
             return (losses.sum() / known.sum().clamp(min=1)).item()
-        rows = [
-            self.criterion(row[None], torch.from_numpy(np.asarray(labels, dtype=np.int64))[None])
-            for row, labels in zip(logits, data.labels, strict=True)
-        ]
-        return torch.cat(rows).mean().item()
+        labelled, total = 0, 0.0
+        for row, given in zip(logits, data.labels, strict=True):
+            one = torch.from_numpy(np.asarray(given, dtype=np.int64))[None]
+            labelled += int(_labelled(one).sum())
+            total += self.criterion(row[None], one).sum().item()
+        return total / max(1, labelled)
 
     def _forward(self, batch: Batch) -> Tensor:
         features, bases = (

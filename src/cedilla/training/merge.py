@@ -28,7 +28,8 @@ def merge(*, adapter: Path, model: str, out: Path, dry_run: bool = False) -> Pat
     Parameters
     ----------
     adapter
-        A directory in peft's format, trained here or elsewhere: LoRA, DoRA, rsLoRA or IA3.
+        A directory in peft's format, trained here or elsewhere: LoRA, DoRA, rsLoRA or IA3; or the
+        run of a fine-tuning, or its ``model/``.
     model
         The base that it was trained on: a name of `cedilla models`, or a directory.
     out
@@ -50,12 +51,12 @@ def merge(*, adapter: Path, model: str, out: Path, dry_run: bool = False) -> Pat
 
     Examples
     --------
-    cedilla merge --adapter runs/a/adapter --model mini --out models/mini_adapted
+    cedilla merge --adapter runs/a --model mini --out models/mini_adapted
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError.one(out, "is there already", "choose another --out")
     config = read_config(directory(model) / "config.json")
-    saved = read_adapter(adapter, config)
+    saved = read_adapter(_within(adapter), config)
     blank = empty(config)
     stop_on_errors(mismatches(saved, blank))
     if dry_run:
@@ -71,6 +72,13 @@ def merge(*, adapter: Path, model: str, out: Path, dry_run: bool = False) -> Pat
         console.print("note: the head is not part of a language model; it is left out")
     print(out)
     return out
+
+
+def _within(path: Path) -> Path:
+    """The adapter itself, of a fine-tuned model or the run that left it."""
+    places = (path, path / "adapter", path / "model" / "adapter")
+    found = (place for place in places if (place / "adapter_config.json").exists())
+    return next(found, path)
 
 
 def fold(encoder: nn.Module) -> None:

@@ -12,6 +12,7 @@ from cedilla.errors import InputError
 from cedilla.files import sha256
 from cedilla.models.cards import card
 from cedilla.training.label_columns import some
+from cedilla.training.loop import LAST
 from cedilla.training.plan import Plan
 from cedilla.training.splits import Splits
 from cedilla.version import __version__
@@ -36,7 +37,7 @@ def model_card(about: Classifier, plan: Plan, splits: Splits, metrics: Mapping[s
     return environment.get_template("model_card.md").render(
         about=about,
         title=f"{', '.join(about.target.columns[:3])}: {about.target.kind}",
-        target=str(about.target).partition("; the best epoch")[0],
+        target=str(about.target),
         outputs=some(about.target.names),
         version=__version__,
         data=[
@@ -45,6 +46,7 @@ def model_card(about: Classifier, plan: Plan, splits: Splits, metrics: Mapping[s
         ],
         trained_on=splits.trained_on,
         settings=_settings(plan),
+        chosen=plan.schedule.select != LAST,
         scores=scores,
         names=[name for name, value in scores["dev"].items() if isinstance(value, float)],
         intervals=intervals,
@@ -63,7 +65,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         f"{schedule.warmup:.0%} warm-up",
         "epochs, batch size": f"{schedule.epochs}, {schedule.batch_size}",
         "weight decay, dropout": f"{schedule.weight_decay:g}, {adapter.dropout:g}",
-        "epoch chosen by": schedule.select,
+        "epoch kept": "the last" if schedule.select == LAST else f"best {schedule.select} on dev",
         "seed": str(schedule.seed),
     }
 

@@ -68,6 +68,7 @@ def check(settings: Mapping[str, Any]) -> None:
         (settings["weight_decay"] >= 0, "weight_decay", "0 at least"),
         (0 < settings["layer_decay"] <= 1, "layer_decay", "above 0, to 1"),
         (settings["clip"] > 0, "clip", "above 0"),
+        (settings["alpha"] > 0, "alpha", "above 0"),
         (settings["gamma"] >= 0, "gamma", "0 at least"),
     ]
     rules += [
@@ -77,7 +78,13 @@ def check(settings: Mapping[str, Any]) -> None:
     named = [(good, f"{name} {settings[name]} is impossible", mend) for good, name, mend in rules]
     patient = settings["patience"] <= 0 or settings["select"] != LAST
     what = "patience waits for a better metric, and none is selected"
-    together = [(patient, what, "name one with --select")]
+    found = settings["learning_rate"] is None or not settings["find_rate"]
+    of_focal = settings["gamma"] == Loss().gamma or settings["loss"] == "focal"
+    together = [
+        (found, "find_rate and learning_rate exclude each other", "leave one out"),
+        (of_focal, "gamma does nothing without the focal loss", "add --loss focal"),
+        (patient, what, "name one with --select"),
+    ]
     method = settings["method"]
     together += [
         (False, f"{name} does nothing with method {method}", "leave it out")

@@ -43,18 +43,19 @@ class Splits:
 
 
 def find_files(
-    task: str, *, data_dir: Path | None, train_on_dev: bool
+    task: str, *, data_dir: Path | None, train_on_dev: bool, dev_only: bool = False
 ) -> tuple[dict[str, Path], str]:
-    """The files of a task, and the split that they train on."""
+    """The files of a task, without test if `dev_only`, and the split that they train on."""
     found = find_task(task)
+    others = [split for split in SPLITS[1:] if split != "test" or not dev_only]
     try:
-        return {split: locate(found, split, data_dir=data_dir) for split in SPLITS}, "train"
+        train, trained_on = locate(found, "train", data_dir=data_dir), "train"
     except MissingData:
         if not train_on_dev:
             raise
-    dev = locate(found, "dev", data_dir=data_dir)
-    test = locate(found, "test", data_dir=data_dir)
-    return {"train": dev, "dev": dev, "test": test}, "dev"
+        train, trained_on = locate(found, "dev", data_dir=data_dir), "dev"
+    files = {split: locate(found, split, data_dir=data_dir) for split in others}
+    return {"train": train, **files}, trained_on
 
 
 def read_splits(
@@ -63,6 +64,7 @@ def read_splits(
     trained_on: str,
     sequence: str,
     label: Sequence[str],
+    id: str | None = None,
     kind: Kind | None,
     rows: int | None,
     seed: int,
@@ -77,7 +79,7 @@ def read_splits(
     for split, file in files.items():
         try:
             tables[split] = read_sequences(
-                file, sequence=sequence, label=None, verbatim=label, collect=problems
+                file, sequence=sequence, label=None, id=id, verbatim=label, collect=problems
             )
         except InputError as error:
             problems += [p for p in error.problems if p not in problems]
@@ -86,7 +88,10 @@ def read_splits(
     notes = [note for table in tables.values() for note in table.notes]
     try:
         target, labels = read_target(
-            {s: t.frame.drop(columns=sequence, errors="ignore") for s, t in tables.items()},
+            {
+                s: t.frame.drop(columns=[sequence, *([id] if id else [])], errors="ignore")
+                for s, t in tables.items()
+            },
             tuple(label),
             kind=kind,
             paths=files,
@@ -108,6 +113,7 @@ def read_splits(
             table = tables[split]
             if rows < len(table):
                 tables[split] = take(table, np.sort(rng.permutation(len(table))[:rows]))
+    _refuse_unlabelled(tables)
     if target.kind == "classes":
         _refuse_one_class(tables)
     return Splits(
@@ -159,6 +165,25 @@ def _check_apart(files: dict[str, Path], trained_on: str) -> list[Problem]:
         for one, other in combinations(content, 2)
         if content[one] == content[other]
     ]
+
+
+def _refuse_unlabelled(tables: dict[str, SequenceTable]) -> None:
+    stop_on_errors(
+        Problem(
+            where=str(table.path),
+            what=f"none of the {len(table):,} rows drawn for {split} has a label",
+            mend="draw more",
+        )
+        for split, table in tables.items()
+        if not any(_has_label(label) for label in labels_of(table))
+    )
+
+
+def _has_label(label: np.ndarray) -> bool:
+    """Whether a class, some numbers (T,), or the classes of bases (S,) are there."""
+    if np.issubdtype(np.asarray(label).dtype, np.floating):
+        return not bool(np.isnan(label).all())
+    return bool((np.asarray(label) >= 0).any())
 
 
 def _refuse_one_class(tables: dict[str, SequenceTable]) -> None:

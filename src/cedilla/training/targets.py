@@ -22,6 +22,7 @@ from cedilla.training.label_columns import (
     Kind,
     LabelColumns,
     almost_fractions,
+    almost_yes_or_no,
     chosen_columns,
     infer_kind,
     some,
@@ -76,7 +77,7 @@ class Target:
             "fraction": "fractions from 0 to 1" + listed,
             "per_base": f"a class for every base ({some(self.names[1:])}; {self.names[0]} is none)",
         }
-        return f"{what}: {means[self.kind]}; the best epoch is chosen by {self.metric}"
+        return f"{what}: {means[self.kind]}"
 
     @property
     def outputs(self) -> int:
@@ -214,7 +215,7 @@ def read_target(
         raise InputError(errors + ([_inferred(target, paths["train"])] if guessed else []))
     notes += problems
     if kind is None and found == "regression":
-        notes += almost_fractions(splits[0])
+        notes += almost_fractions(splits[0]) + almost_yes_or_no(splits[0])
     return target.scaled_to(read.labels["train"]), read.labels
 
 

@@ -376,7 +376,7 @@ def planted_motif() -> dict[str, Any]:
             batches = endless(train, size)
             for step in range(steps):
                 trainer.update(next(batches), rate * min(1.0, step / 50) * (1 - step / steps))
-            scores = TARGET.score(test.labels, trainer.predict(test))
+            scores = TARGET.score(test.labels, trainer.predictions(trainer.logits(test, "test")))
         result[name] = {key: round(scores[key], 4) for key in ("accuracy", "auroc", "mcc")}
         result[name] |= {"processor_seconds": round(time.process_time() - clock, 1)}
     return result

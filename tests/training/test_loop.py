@@ -73,7 +73,7 @@ def test_both_strands_are_averaged_in_the_rows_order():
     one_by_one = [alone.logits(data(t, [s]), "")[0] for s in SEQUENCES]
     # The dynamic range of bfloat16 is what batches of other shapes may differ by.
     torch.testing.assert_close(forward, torch.stack(one_by_one), rtol=0, atol=0.02)
-    np.testing.assert_allclose(t.predict(rows).sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(t.predictions(both).sum(1), 1, rtol=1e-6)
 
 
 def test_no_rows_are_no_logits():

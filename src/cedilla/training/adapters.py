@@ -39,10 +39,10 @@ OF_LARGE: dict[Method, float] = {
 }  # fmt: skip
 FROM_SCRATCH = 1e-3  # a convolutional network
 LARGE = 3e7
-# The output layer of pre-training, which a classifier does not run.
-OUTPUT_LAYER = "lm_head."
+OUTPUT_LAYER = "lm_head."  # of pre-training, which a classifier does not run
+# What stands between the last block and a head.
+BEHIND_BLOCKS = ("emb_layer_norm_after", "lengthen", "last_norm")
 _IN_BLOCK = re.compile(r"^(?:.*\.)?layer\.(\d+)\.")
-_BEHIND_BLOCKS = ("emb_layer_norm_after", "lengthen", "last_norm")
 _ADAPTER_WEIGHT = re.compile(r"\.(lora|ia3)_")
 WITHOUT_BLOCKS = "train it with --method full"
 
@@ -239,7 +239,7 @@ def _top(encoder: nn.Module, layers: int) -> Iterator[str]:
         raise InputError.one(f"--top-layers {layers}", what, mend)
     yield from list(blocks)[-layers:]
     for name, _ in encoder.named_modules():
-        if name.rpartition(".")[2] in _BEHIND_BLOCKS:
+        if name.rpartition(".")[2] in BEHIND_BLOCKS:
             yield name
 
 

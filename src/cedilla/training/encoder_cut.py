@@ -17,12 +17,11 @@ from cedilla.dna.tokenizer import pad
 from cedilla.models.families import prepare
 from cedilla.models.hybrid import Hybrid
 from cedilla.models.nucleotide_transformer import NucleotideTransformer
+from cedilla.training.adapters import BEHIND_BLOCKS, OUTPUT_LAYER
 from cedilla.training.precision import Precision
 
 Shape = tuple[int, int]
 Lower = Callable[[Sequence[np.ndarray]], list[list[Tensor]]]
-OUTPUT_LAYER = "lm_head."  # of pre-training
-BEHIND_BLOCKS = ("emb_layer_norm_after", "lengthen", "last_norm")
 _BLOCK = re.compile(r"(?:esm\.)?encoder\.layer\.(\d+)\.")
 
 

@@ -95,8 +95,8 @@ def finetune(
 ) -> Path:
     """Fine-tune a model on labelled sequences, and score it on train, dev and test.
 
-    The last epoch is kept, or the best one on dev if a metric is named; the test set is opened
-    once, at the end. Leaves
+    The last epoch is kept, or the best one on dev if a metric is named; the test set is checked
+    with the others, and predicted once, at the end. Leaves
     ``metrics.json``, ``predictions/{train,dev,test}.parquet`` and ``checkpoints/`` in `out`. Of
     more than 10,000 training rows, so many are drawn for the prediction.
 

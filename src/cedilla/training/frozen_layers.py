@@ -107,13 +107,12 @@ def keep_frozen_outputs(
     limit:
         Bytes that all files of the folder may take; the ones used longest ago make room.
     """
-    split = split_encoder(encoder)
-    if split is None:
+    if (split := split_encoder(encoder)) is None:
         return None
     folder = folder or cache_dir() / "frozen"
     rows = _distinct(data)
-    size = _size(split, rows, precision)
-    if size > (most := _most(folder, limit)):
+    size, most = _size(split, rows, precision), _most(folder, limit)
+    if size > most:
         say = f"not keeping what frozen layers give: {size_text(size)}, and {size_text(most)} fit"
         _say(f"note: {say}")
         return None
@@ -141,12 +140,10 @@ def describe(
     limit: float = LIMIT,
 ) -> str:
     """What :func:`keep_frozen_outputs` would do, in words; empty where nothing."""
-    split = split_encoder(encoder)
-    if split is None:
+    if (split := split_encoder(encoder)) is None:
         return ""
     folder = folder or cache_dir() / "frozen"
-    rows = _distinct(data)
-    size, most = _size(split, rows, precision), _most(folder, limit)
+    size, most = _size(split, _distinct(data), precision), _most(folder, limit)
     what = "the encoder" if split.whole else f"all below block {split.first + 1}"
     if size > most:
         fits = f"{size_text(size)} do not fit into the {size_text(most)} there are for it"

@@ -126,10 +126,6 @@ class Finetuner:
         load_weights(best, self.model)
         return self._best(events)
 
-    def predict(self, data: SequenceData, description: str = "predicting") -> Any:
-        """What the target makes of the logits of every row in order, averaged over strands."""
-        return self.predictions(self.logits(data, description))
-
     def predictions(self, logits: Tensor | list[Tensor]) -> Any:
         """What the target makes of logits, as :meth:`logits` gives them."""
         if isinstance(logits, Tensor):

@@ -80,7 +80,7 @@ class Space:
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a trial; without those that do nothing with the method of the point."""
         given = self.fixed | dict(point)
-        without = idle(_defaults() | given) if "method" in self.search else ()
+        without = idle(defaults() | given) if "method" in self.search else ()
         return {name: value for name, value in given.items() if name not in without}
 
     def chosen(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,11 +252,12 @@ def _impossible(space: Space, where: str) -> list[Problem]:
     found = []
     for point in [first, *({**first, name: v} for name, some in values.items() for v in some)]:
         try:
-            check(_defaults() | space.settings(point))
+            check(defaults() | space.settings(point))
         except InputError as error:
             found += [replace(problem, where=where) for problem in error.problems]
     return found
 
 
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
+    """The settings of `cedilla finetune` where none are given."""
     return {name: one.default for name, one in inspect.signature(finetune).parameters.items()}

@@ -113,9 +113,7 @@ def read_splits(
             table = tables[split]
             if rows < len(table):
                 tables[split] = take(table, np.sort(rng.permutation(len(table))[:rows]))
-    _refuse_unlabelled(tables)
-    if target.kind == "classes":
-        _refuse_one_class(tables)
+    _refuse_useless(tables, target)
     return Splits(
         train=tables["train"],
         dev=tables["dev"],
@@ -167,16 +165,19 @@ def _check_apart(files: dict[str, Path], trained_on: str) -> list[Problem]:
     ]
 
 
-def _refuse_unlabelled(tables: dict[str, SequenceTable]) -> None:
-    stop_on_errors(
-        Problem(
-            where=str(table.path),
-            what=f"none of the {len(table):,} rows drawn for {split} has a label",
-            mend="draw more",
-        )
-        for split, table in tables.items()
-        if not any(_has_label(label) for label in labels_of(table))
-    )
+def _refuse_useless(tables: dict[str, SequenceTable], target: Target) -> None:
+    """Raise :class:`InputError` where no drawn row has a label, or all are of one class."""
+    problems = []
+    for split, table in tables.items():
+        labels = labels_of(table)
+        what = ""
+        if not any(_has_label(label) for label in labels):
+            what = f"none of the {len(table):,} rows drawn for {split} has a label"
+        elif target.kind == "classes" and len(np.unique(labels)) < 2:
+            what = f"the {len(table):,} rows drawn for {split} are of one class"
+        if what:
+            problems.append(Problem(where=str(table.path), what=what, mend="draw more"))
+    stop_on_errors(problems)
 
 
 def _has_label(label: np.ndarray) -> bool:
@@ -184,18 +185,6 @@ def _has_label(label: np.ndarray) -> bool:
     if np.issubdtype(np.asarray(label).dtype, np.floating):
         return not bool(np.isnan(label).all())
     return bool((np.asarray(label) >= 0).any())
-
-
-def _refuse_one_class(tables: dict[str, SequenceTable]) -> None:
-    stop_on_errors(
-        Problem(
-            where=str(table.path),
-            what=f"the {len(table):,} rows drawn for {split} are of one class",
-            mend="draw more",
-        )
-        for split, table in tables.items()
-        if len(np.unique(labels_of(table))) < 2
-    )
 
 
 def _contradictions(table: SequenceTable) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import math
 import shutil
 from collections import Counter
@@ -23,10 +22,10 @@ from cedilla.files import whole_file, write_text
 from cedilla.progress import console
 from cedilla.run_directory import Run
 from cedilla.training.cost import estimate
-from cedilla.training.finetune import finetune, read_data
+from cedilla.training.finetune import read_data
 from cedilla.training.loop import LAST, dev_score, is_out_of_memory
 from cedilla.training.plan import check_select, make_data, make_plan
-from cedilla.training.search_space import Space, read_space
+from cedilla.training.search_space import Space, defaults, read_space
 from cedilla.training.splits import Splits
 from cedilla.training.suggestions import (
     Direction,
@@ -133,8 +132,7 @@ def tune(
 
 def _settings(space: Space, chosen: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """All settings of a trial, in the types of the verb's signature, defaults included."""
-    known = {name: one.default for name, one in inspect.signature(finetune).parameters.items()}
-    return known | _call(space, chosen, out).keywords
+    return defaults() | _call(space, chosen, out).keywords
 
 
 def _call(space: Space, chosen: Mapping[str, Any], out: Path) -> Any:
